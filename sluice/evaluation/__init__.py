@@ -1,0 +1,1 @@
+"""Answers, metrics, statistics, the gate and the report people read."""

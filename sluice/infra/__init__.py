@@ -1,0 +1,1 @@
+"""Settings, object store, processes of the local profile, errors and progress. The lowest layer."""

@@ -1,0 +1,215 @@
+"""One typed settings object for both profiles.
+
+Precedence, highest first: environment (`SLUICE_OBJECT_STORE__BUCKET=...`), the settings file (`sluice.yaml`, or the
+path in `SLUICE_SETTINGS`), what `sluice up` wrote down about the parts it started (`.sluice/endpoints.json`, local
+profile only), the defaults below. Secrets are `SecretStr`: they come from the environment or a secrets file, never
+print, and never enter a parameter, a log or an artifact.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from sluice.infra.errors import InputError
+
+SETTINGS_VARIABLE = "SLUICE_SETTINGS"
+ENDPOINTS_FILE = "endpoints.json"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ObjectStoreSettings(Section):
+    """Where artifacts, step records and the ledger live."""
+
+    endpoint_url: str | None = Field(None, description="S3 endpoint; empty means Amazon S3")
+    region: str = "us-east-1"
+    bucket: str = "sluice"
+    access_key: str | None = None
+    secret_key: SecretStr | None = None
+
+
+class MlflowSettings(Section):
+    """Tracking server, model registry and, in the local profile, the trace store."""
+
+    tracking_uri: str | None = Field(None, description="http(s) address of the MLflow server")
+
+
+class TraceSettings(Section):
+    """Where production traces go and are read from."""
+
+    backend: Literal["mlflow", "langfuse"] = "mlflow"
+    experiment: str = Field("production-traces", description="MLflow experiment that holds the traces")
+    settle_s: float = Field(2.0, ge=0, description="seconds that a trace must be quiet before it is harvested")
+
+
+class VectorSettings(Section):
+    """The Milvus server that holds the RAG index."""
+
+    uri: str | None = Field(None, description="http address of Milvus")
+
+
+class ServingSettings(Section):
+    """vLLM and the gateway in front of it."""
+
+    vllm_url: str | None = Field(None, description="address of vLLM, reached by the rollout only")
+    gateway_url: str | None = Field(None, description="address that clients use")
+    gateway_admin_url: str | None = Field(None, description="Envoy's admin address")
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    max_model_len: int = Field(1024, ge=64)
+    max_loras: int = Field(4, ge=1, description="adapters that one server holds at once")
+    kv_cache_gib: int = Field(1, ge=1, description="CPU only: vLLM's key-value cache, whole GiB")
+
+
+class ReleasePolicy(Section):
+    """Who may put a release before users."""
+
+    allow_override: bool = Field(False, description="may a named person force a release past a gate that refused it")
+    decision_valid_hours: float = Field(168.0, gt=0, description="age after which a gate's decision has expired")
+
+
+class PortSettings(Section):
+    """Fixed ports of the local parts; 0 lets `sluice up` choose a free one and keep it."""
+
+    s3: int = Field(0, ge=0, le=65535)
+    mlflow: int = Field(0, ge=0, le=65535)
+    milvus: int = Field(0, ge=0, le=65535)
+    vllm: int = Field(0, ge=0, le=65535)
+    gateway: int = Field(0, ge=0, le=65535)
+    gateway_admin: int = Field(0, ge=0, le=65535)
+
+
+class Settings(BaseSettings):
+    """Everything that may differ between two installations of Sluice."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="SLUICE_", env_nested_delimiter="__", extra="forbid", frozen=True, populate_by_name=True
+    )
+
+    profile: Literal["local", "cluster"] = "local"
+    application: str = Field(
+        "assistant",
+        pattern=r"^[a-z][a-z0-9-]{1,40}$",
+        description="registered model in MLflow, and the model name that clients ask the gateway for",
+    )
+    home: Path = Field(Path(".sluice"), description="state of this installation: services, keys, runs, caches")
+    serve_python: Path = Field(Path(".venv-serve/bin/python"), description="interpreter of the vLLM environment")
+    base_model: str = Field("smollm2-135m-instruct", description="`smollm2-135m-instruct`, `tiny-random-llama`")
+    object_store: ObjectStoreSettings = ObjectStoreSettings()
+    mlflow: MlflowSettings = MlflowSettings()
+    traces: TraceSettings = TraceSettings()
+    vectors: VectorSettings = VectorSettings()
+    serving: ServingSettings = ServingSettings()
+    release: ReleasePolicy = ReleasePolicy()
+    ports: PortSettings = PortSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        # The environment wins over the files, which `load_settings` hands in as initial values.
+        return env_settings, init_settings
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the local parts' logs."""
+        return self.home / "logs"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of pipeline runs: one folder a run."""
+        return self.home / "runs"
+
+
+def load_settings(path: Path | None = None) -> Settings:
+    """Read the settings. Raises `InputError` that names the field, the value and the source's name."""
+    chosen = path or (Path(os.environ[SETTINGS_VARIABLE]) if os.environ.get(SETTINGS_VARIABLE) else None)
+    if chosen is not None and not chosen.is_file():
+        raise InputError(
+            f"The settings file {str(chosen)!r} does not exist.",
+            hint=f"Create it, or unset {SETTINGS_VARIABLE} to use ./sluice.yaml or the defaults.",
+        )
+    file = chosen or Path("sluice.yaml")
+    from_file = _read_yaml(file) if file.is_file() else {}
+    home = Path(os.environ.get("SLUICE_HOME") or from_file.get("home") or ".sluice")
+    profile = os.environ.get("SLUICE_PROFILE") or from_file.get("profile") or "local"
+    endpoints = read_endpoints(home) if profile == "local" else {}
+    try:
+        settings = Settings(**_merge(endpoints, from_file))
+    except ValidationError as error:
+        raise InputError(_explain(error, file), hint="`sluice config show` lists every setting with its meaning.") from (
+            error
+        )
+    # A step's process may run in another folder: every path of the settings is absolute from here on. The
+    # interpreter's path is not resolved: following the link would leave its virtual environment.
+    return settings.model_copy(
+        update={"home": settings.home.expanduser().absolute(), "serve_python": settings.serve_python.absolute()}
+    )
+
+
+def read_endpoints(home: Path) -> dict[str, Any]:
+    """What `sluice up` wrote down about the parts it started, in the shape of the settings; empty before."""
+    try:
+        found = json.loads((home / ENDPOINTS_FILE).read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The file {str(home / ENDPOINTS_FILE)!r} cannot be read: {error}.",
+            hint="Remove it and run `sluice up`, which writes it anew.",
+        ) from error
+    return found if isinstance(found, dict) else {}
+
+
+def write_endpoints(home: Path, endpoints: dict[str, Any]) -> None:
+    """Publish the local parts' addresses and credentials, readable by the owner only."""
+    home.mkdir(parents=True, exist_ok=True)
+    staging = home / f".{ENDPOINTS_FILE}.{os.getpid()}"
+    staging.touch(mode=0o600)
+    staging.write_text(json.dumps(endpoints, indent=2))
+    staging.replace(home / ENDPOINTS_FILE)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise InputError(f"The settings file {str(path)!r} cannot be read: {error}.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"The settings file {str(path)!r} must hold a mapping, not a {type(content).__name__}.")
+    return content
+
+
+def _merge(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(lower)
+    for key, value in upper.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _explain(error: ValidationError, file: Path) -> str:
+    sentences = []
+    for problem in error.errors():
+        field = ".".join(str(part) for part in problem["loc"])
+        variable = "SLUICE_" + "__".join(str(part) for part in problem["loc"]).upper()
+        source = f"environment variable {variable}" if variable in os.environ else str(file)
+        shown = "(hidden)" if "secret" in field else repr(problem["input"])
+        sentences.append(f"Setting {field} = {shown} ({source}): {problem['msg']}.")
+    return " ".join(sentences)

@@ -1,0 +1,1 @@
+"""Artifacts by digest, step records, attestations, lineage and the promotion ledger."""

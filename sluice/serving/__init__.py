@@ -1,0 +1,1 @@
+"""vLLM adapters, the gateway's routes, canary analysis and rollout."""

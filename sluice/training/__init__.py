@@ -1,0 +1,1 @@
+"""Recipes and NeMo AutoModel fine-tuning."""
