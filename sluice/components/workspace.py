@@ -1,0 +1,57 @@
+"""The installation as a component sees it: settings, stores, keys and ledger, wired once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from sluice.infra.errors import UnavailableError
+from sluice.infra.object_store import S3ObjectStore
+from sluice.infra.settings import Settings, load_settings
+from sluice.provenance.artifacts import ArtifactStore
+from sluice.provenance.attestation import Signer
+from sluice.provenance.ledger import Ledger
+from sluice.provenance.steps import StepRunner
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Everything a step needs beside its inputs. Parts are made on first use: a command that needs none pays none."""
+
+    settings: Settings
+
+    @cached_property
+    def objects(self) -> S3ObjectStore:
+        if self.settings.profile == "local" and self.settings.object_store.endpoint_url is None:
+            raise UnavailableError("The local object store has no address yet.", hint="Start the parts: `sluice up`.")
+        return S3ObjectStore(self.settings.object_store)
+
+    @cached_property
+    def artifacts(self) -> ArtifactStore:
+        return ArtifactStore(self.objects, self.settings.home / "artifacts")
+
+    @cached_property
+    def signer(self) -> Signer:
+        return Signer.load_or_create(self.settings.home / "keys" / "signing.pem")
+
+    @cached_property
+    def steps(self) -> StepRunner:
+        return StepRunner(self.objects, self.artifacts, self.signer, self.settings.home / "work")
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.objects, self.settings.application, self.signer, [self.signer.public_key])
+
+    def file(self, digest: str, path: str) -> bytes:
+        """The verified bytes of one file of an artifact."""
+        return self.artifacts.read_file(digest, path)
+
+    def folder(self, digest: str) -> Path:
+        """A verified local copy of an artifact; read only."""
+        return self.artifacts.fetch(digest)
+
+
+def open_workspace(settings: Settings | None = None) -> Workspace:
+    """The workspace of these settings, or of the settings in force."""
+    return Workspace(settings or load_settings())

@@ -1,0 +1,49 @@
+"""The three pipelines by name, and their shape as people see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sluice.infra.errors import InputError
+from sluice.pipelines.runs import PIPELINES
+from sluice.provenance.canonical import Json
+
+
+def pipeline_function(name: str) -> Any:
+    """The KFP pipeline `name`. Importing it costs kfp's import, so only who runs or compiles it calls this."""
+    if name not in PIPELINES:
+        raise InputError(f"PIPELINE = {name!r} is unknown.", hint=f"Use one of: {', '.join(PIPELINES)}.")
+    if name == "retrain":
+        from sluice.pipelines.retrain import retrain
+
+        return retrain
+    if name == "release":
+        from sluice.pipelines.release import release
+
+        return release
+    from sluice.pipelines.reembed import reembed
+
+    return reembed
+
+
+def dag_of(pipeline: Any) -> list[dict[str, Json]]:
+    """Tasks in an order that respects what they wait for: `{"name": ..., "after": [...]}`."""
+    tasks = pipeline.pipeline_spec.root.dag.tasks
+    after = {name: sorted(task.dependent_tasks) for name, task in tasks.items()}
+    ordered: list[str] = []
+    while len(ordered) < len(after):
+        ready = [name for name in after if name not in ordered and all(other in ordered for other in after[name])]
+        if not ready:
+            raise InputError(f"The pipeline {pipeline.name!r} has a cycle.")
+        ordered.append(min(ready, key=lambda name: max([ordered.index(other) for other in after[name]], default=-1)))
+    return [{"name": name, "after": after[name]} for name in ordered]
+
+
+def parameters_of(pipeline: Any) -> dict[str, Json]:
+    """Parameters of a pipeline with their defaults; a required one has the default None."""
+    found: dict[str, Json] = {}
+    for name, spec in pipeline.pipeline_spec.root.input_definitions.parameters.items():
+        default = spec.default_value
+        kind = default.WhichOneof("kind")
+        found[name] = getattr(default, kind) if kind else None
+    return found
