@@ -7,18 +7,25 @@ Source of the conditional write: S3 `PutObject` with `If-None-Match: *` answers 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+from urllib.parse import urlsplit
 
 from sluice.infra.errors import ConflictError, SluiceError, UnavailableError
 
 if TYPE_CHECKING:
+    from botocore.exceptions import ClientError
     from mypy_boto3_s3.client import S3Client
+    from mypy_boto3_s3.literals import BucketLocationConstraintType
 
     from sluice.infra.settings import ObjectStoreSettings
+
+_CONDITIONAL_ATTEMPTS = 5
+_KEYS = "Check SLUICE_OBJECT_STORE__ACCESS_KEY and SLUICE_OBJECT_STORE__SECRET_KEY."
 
 
 class ObjectMissing(SluiceError):
@@ -90,6 +97,8 @@ class S3ObjectStore:
                         connect_timeout=5,
                         read_timeout=60,
                         s3={"addressing_style": "path" if self._settings.endpoint_url else "auto"},
+                        # A proxy of the user's environment cannot reach this machine's own loopback address.
+                        proxies={} if _is_loopback(self._settings.endpoint_url) else None,
                     ),
                 )
             return self._client
@@ -108,24 +117,47 @@ class S3ObjectStore:
             except ClientError as error:
                 if _status(error) != 404:
                     raise
+                self._create_bucket()
+
+    def _create_bucket(self) -> None:
+        from botocore.exceptions import ClientError
+
+        try:
+            if self._settings.endpoint_url or self._settings.region == "us-east-1":
                 self.client.create_bucket(Bucket=self.bucket)
+            else:
+                # Amazon S3 wants the region spelt out everywhere but in its first one.
+                where: BucketLocationConstraintType = self._settings.region  # type: ignore[assignment]
+                self.client.create_bucket(Bucket=self.bucket, CreateBucketConfiguration={"LocationConstraint": where})
+        except ClientError as error:
+            # Two processes may come here at once; the name may also be somebody else's, which is a failure.
+            if _code(error) != "BucketAlreadyOwnedByYou":
+                raise
 
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         from botocore.exceptions import ClientError
 
         with self._explained(key):
-            try:
-                if if_absent:
+            if not if_absent:
+                self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
+                return
+            for attempt in range(_CONDITIONAL_ATTEMPTS):
+                try:
                     self.client.put_object(Bucket=self.bucket, Key=key, Body=data, IfNoneMatch="*")
-                else:
-                    self.client.put_object(Bucket=self.bucket, Key=key, Body=data)
-            except ClientError as error:
-                # 409 is S3's answer when two conditional writes race: the other one may still win or fail, so look.
-                if if_absent and _status(error) == 412:
-                    raise ObjectExists(f"The object {key!r} exists already.") from error
-                if if_absent and _status(error) == 409 and self.head(key) is not None:
-                    raise ObjectExists(f"The object {key!r} exists already.") from error
-                raise
+                    return
+                except ClientError as error:
+                    if _status(error) == 412:
+                        # The client repeats a request whose answer got lost; the object may be our own then.
+                        if attempt + _retries(error) > 0 and self.get(key) == data:
+                            return
+                        raise ObjectExists(f"The object {key!r} exists already.") from error
+                    # 409 is S3's answer when two conditional writes race: the other may win or fail, so look and
+                    # try again, as its documentation asks.
+                    if _status(error) != 409 or attempt == _CONDITIONAL_ATTEMPTS - 1:
+                        raise
+                    if self.head(key) is not None:
+                        raise ObjectExists(f"The object {key!r} exists already.") from error
+                time.sleep(0.1 * (attempt + 1))
 
     def put_file(self, key: str, path: Path) -> None:
         with self._explained(key):
@@ -149,10 +181,13 @@ class S3ObjectStore:
         return ObjectInfo(key, found["ContentLength"], found["LastModified"].timestamp())
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        found = []
         with self._explained(prefix):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix):
                 for entry in page.get("Contents", []):
-                    yield ObjectInfo(entry["Key"], entry["Size"], entry["LastModified"].timestamp())
+                    found.append(ObjectInfo(entry["Key"], entry["Size"], entry["LastModified"].timestamp()))
+        # SeaweedFS lists a folder's content before its neighbours: `b/1` before `b-1`, which is not key order.
+        yield from sorted(found, key=lambda info: info.key)
 
     def delete(self, key: str) -> None:
         with self._explained(key):
@@ -161,28 +196,53 @@ class S3ObjectStore:
     @contextmanager
     def _explained(self, key: str) -> Iterator[None]:
         """Turn the client's errors into ours, with the endpoint and the way out."""
-        from botocore.exceptions import BotoCoreError, ClientError
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
         where = f"{self._settings.endpoint_url or 'Amazon S3'}/{self.bucket}"
         try:
             yield
         except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code", ""))
-            if _status(error) == 404:
-                raise ObjectMissing(f"There is no object {key!r} in {where}.") from error
-            if _status(error) in (401, 403):
-                raise UnavailableError(
-                    f"The object store {where} refused {key!r}: {code}.",
-                    hint="Check SLUICE_OBJECT_STORE__ACCESS_KEY and SLUICE_OBJECT_STORE__SECRET_KEY.",
-                ) from error
-            raise UnavailableError(f"The object store {where} failed on {key!r}: {code or error}.") from error
+            raise self._answered(error, key, where) from error
+        except (NoCredentialsError, PartialCredentialsError) as error:
+            raise UnavailableError(f"There are no credentials for the object store {where}.", hint=_KEYS) from error
+        except Boto3Error as error:
+            # The transfer of files wraps the answer of the server in an error of its own.
+            answer = error.__cause__ or error.__context__
+            if isinstance(answer, ClientError):
+                raise self._answered(answer, key, where) from error
+            raise UnavailableError(f"The object store {where} failed on {key!r}: {error}.") from error
         except BotoCoreError as error:
             raise UnavailableError(
                 f"The object store {where} does not answer: {error}.",
                 hint="Is it running? `sluice status` tells, `sluice up` mends the local one.",
             ) from error
 
+    def _answered(self, error: ClientError, key: str, where: str) -> SluiceError:
+        code = _code(error)
+        if code == "NoSuchBucket":
+            return UnavailableError(
+                f"The object store {where} has no bucket {self.bucket!r}.",
+                hint="Create it, or set SLUICE_OBJECT_STORE__BUCKET to one that exists.",
+            )
+        if _status(error) == 404:
+            return ObjectMissing(f"There is no object {key!r} in {where}.")
+        if _status(error) in (401, 403):
+            return UnavailableError(f"The object store {where} refused {key!r}: {code}.", hint=_KEYS)
+        return UnavailableError(f"The object store {where} failed on {key!r}: {code or error}.")
 
-def _status(error: object) -> int:
-    response = getattr(error, "response", None) or {}
-    return int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+def _is_loopback(endpoint_url: str | None) -> bool:
+    return endpoint_url is not None and urlsplit(endpoint_url).hostname in ("127.0.0.1", "localhost", "::1")
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _retries(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0))
+
+
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from sluice.infra.errors import InputError
+from sluice.infra.home import write_private, writing
 
 SETTINGS_VARIABLE = "SLUICE_SETTINGS"
 ENDPOINTS_FILE = "endpoints.json"
+_SHOW = "`sluice config show` lists every setting with its meaning."
 
 
 class Section(BaseModel):
@@ -65,6 +68,7 @@ class ServingSettings(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_model_len: int = Field(1024, ge=64)
     max_loras: int = Field(4, ge=1, description="adapters that one server holds at once")
+    max_lora_rank: int = Field(16, ge=1, description="largest rank of an adapter that the server takes")
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: vLLM's key-value cache, whole GiB")
 
 
@@ -90,7 +94,13 @@ class Settings(BaseSettings):
     """Everything that may differ between two installations of Sluice."""
 
     model_config = SettingsConfigDict(
-        env_prefix="SLUICE_", env_nested_delimiter="__", extra="forbid", frozen=True, populate_by_name=True
+        env_prefix="SLUICE_",
+        env_nested_delimiter="__",
+        # An empty variable means "not set", as it does for SLUICE_SETTINGS: an empty home would be the current folder.
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
     )
 
     profile: Literal["local", "cluster"] = "local"
@@ -101,7 +111,9 @@ class Settings(BaseSettings):
     )
     home: Path = Field(Path(".sluice"), description="state of this installation: services, keys, runs, caches")
     serve_python: Path = Field(Path(".venv-serve/bin/python"), description="interpreter of the vLLM environment")
-    base_model: str = Field("smollm2-135m-instruct", description="`smollm2-135m-instruct`, `tiny-random-llama`")
+    base_model: Literal["smollm2-135m-instruct", "tiny-random-llama"] = Field(
+        "smollm2-135m-instruct", description="base model; the random one is for tests"
+    )
     object_store: ObjectStoreSettings = ObjectStoreSettings()
     mlflow: MlflowSettings = MlflowSettings()
     traces: TraceSettings = TraceSettings()
@@ -113,11 +125,11 @@ class Settings(BaseSettings):
     @classmethod
     def settings_customise_sources(
         cls,
-        settings_cls: type[BaseSettings],
+        settings_cls: type[BaseSettings],  # noqa: ARG003
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         # The environment wins over the files, which `load_settings` hands in as initial values.
         return env_settings, init_settings
@@ -143,19 +155,23 @@ def load_settings(path: Path | None = None) -> Settings:
         )
     file = chosen or Path("sluice.yaml")
     from_file = _read_yaml(file) if file.is_file() else {}
-    home = Path(os.environ.get("SLUICE_HOME") or from_file.get("home") or ".sluice")
+    home = Path(str(os.environ.get("SLUICE_HOME") or from_file.get("home") or ".sluice")).expanduser()
     profile = os.environ.get("SLUICE_PROFILE") or from_file.get("profile") or "local"
     endpoints = read_endpoints(home) if profile == "local" else {}
     try:
         settings = Settings(**_merge(endpoints, from_file))
     except ValidationError as error:
-        raise InputError(_explain(error, file), hint="`sluice config show` lists every setting with its meaning.") from (
-            error
-        )
+        raise InputError(_explain(error, file), hint=_SHOW) from error
+    except SettingsError as error:
+        # A whole section in one variable must be JSON, such as SLUICE_PORTS='{"s3": 8333}'.
+        raise InputError(f"An environment variable SLUICE_... cannot be read: {error}.", hint=_SHOW) from error
     # A step's process may run in another folder: every path of the settings is absolute from here on. The
     # interpreter's path is not resolved: following the link would leave its virtual environment.
     return settings.model_copy(
-        update={"home": settings.home.expanduser().absolute(), "serve_python": settings.serve_python.absolute()}
+        update={
+            "home": settings.home.expanduser().absolute(),
+            "serve_python": settings.serve_python.expanduser().absolute(),
+        }
     )
 
 
@@ -174,12 +190,10 @@ def read_endpoints(home: Path) -> dict[str, Any]:
 
 
 def write_endpoints(home: Path, endpoints: dict[str, Any]) -> None:
-    """Publish the local parts' addresses and credentials, readable by the owner only."""
-    home.mkdir(parents=True, exist_ok=True)
-    staging = home / f".{ENDPOINTS_FILE}.{os.getpid()}"
-    staging.touch(mode=0o600)
-    staging.write_text(json.dumps(endpoints, indent=2))
-    staging.replace(home / ENDPOINTS_FILE)
+    """Publish the local parts' addresses and credentials, readable by the owner only. Raises `UnavailableError`."""
+    with writing(home):
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(home / ENDPOINTS_FILE, json.dumps(endpoints, indent=2))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -187,12 +201,14 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
     try:
         content = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"The settings file {str(path)!r} cannot be read: {error}.") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise InputError(f"The settings file {str(path)!r} must hold a mapping, not a {type(content).__name__}.")
+    if strange := [key for key in content if not isinstance(key, str)]:
+        raise InputError(f"The settings file {str(path)!r} has {strange[0]!r} where the name of a setting belongs.")
     return content
 
 
@@ -210,6 +226,13 @@ def _explain(error: ValidationError, file: Path) -> str:
         field = ".".join(str(part) for part in problem["loc"])
         variable = "SLUICE_" + "__".join(str(part) for part in problem["loc"]).upper()
         source = f"environment variable {variable}" if variable in os.environ else str(file)
-        shown = "(hidden)" if "secret" in field else repr(problem["input"])
+        shown = _shown(field, problem["input"])
         sentences.append(f"Setting {field} = {shown} ({source}): {problem['msg']}.")
     return " ".join(sentences)
+
+
+def _shown(field: str, value: object) -> str:
+    """The value for a message. A whole section may hold a secret, and so may a misspelt field."""
+    if re.search("secret|key|password|token", field.rpartition(".")[2], re.IGNORECASE):
+        return "(hidden)"
+    return repr(value) if isinstance(value, str | int | float | None) else f"(a {type(value).__name__})"

@@ -70,7 +70,9 @@ def private_folder(path: Path) -> None:
     path.chmod(0o700)
 
 
-def configuration(home: Path, files: Mapping[str, Path], specs: Iterable[ServiceSpec], depths: Mapping[str, int]) -> str:
+def configuration(
+    home: Path, files: Mapping[str, Path], specs: Iterable[ServiceSpec], depths: Mapping[str, int]
+) -> str:
     """supervisord.conf. `files` holds each part's own file, `depths` its place in the order of dependence."""
     if any(mark in str(home) for mark in (" ;", " #", "\n")):
         raise InputError(f"home = {str(home)!r} holds ' ;', ' #' or a line break.", hint="Choose another folder.")
@@ -106,7 +108,8 @@ def configuration(home: Path, files: Mapping[str, Path], specs: Iterable[Service
             f"stopasgroup={str(spec.stop_group).lower()}",
             "killasgroup=true",
             "redirect_stderr=true",
-            f"stdout_logfile={_escaped(logs / (spec.name + '.log'))}",
+            # Relative to home, where supervisord works: it expands this value twice, so no escape is safe in it.
+            f"stdout_logfile=logs/{spec.name}.log",
             "stdout_logfile_maxbytes=10MB",
             "stdout_logfile_backups=3",
         ]
@@ -144,13 +147,14 @@ class SupervisordClient:
     def answers(self) -> bool:
         """Is there a supervisord of this home that answers?"""
         try:
-            return bool(self.call("getState")["statename"] == "RUNNING")
+            return bool(self.call("getState", timeout_s=5.0)["statename"] == "RUNNING")
         except (Unreachable, Fault):
             return False
 
     def start(self, *, timeout_s: float = 20.0) -> None:
         """Start supervisord as a daemon and wait for its answer. Raises `UnavailableError`."""
-        private_folder(socket_path(self.home).parent)
+        if socket_path(self.home).parent != self.home:
+            private_folder(socket_path(self.home).parent)
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.home / CONFIGURATION)]
         environment = os.environ | {PART_VARIABLE: SUPERVISORD, HOME_VARIABLE: str(self.home)}
         try:

@@ -29,12 +29,11 @@ def pipeline_function(name: str) -> Any:
 def dag_of(pipeline: Any) -> list[dict[str, Json]]:
     """Tasks in an order that respects what they wait for: `{"name": ..., "after": [...]}`."""
     tasks = pipeline.pipeline_spec.root.dag.tasks
-    after = {name: sorted(task.dependent_tasks) for name, task in tasks.items()}
+    shown = {key: task.task_info.name for key, task in tasks.items()}
+    after = {shown[key]: sorted(shown[other] for other in task.dependent_tasks) for key, task in tasks.items()}
     ordered: list[str] = []
     while len(ordered) < len(after):
         ready = [name for name in after if name not in ordered and all(other in ordered for other in after[name])]
-        if not ready:
-            raise InputError(f"The pipeline {pipeline.name!r} has a cycle.")
         ordered.append(min(ready, key=lambda name: max([ordered.index(other) for other in after[name]], default=-1)))
     return [{"name": name, "after": after[name]} for name in ordered]
 

@@ -7,83 +7,26 @@ is complete.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from sluice.infra.errors import InputError, IntegrityError
 from sluice.infra.object_store import ObjectExists, ObjectMissing, ObjectStore
-from sluice.provenance.canonical import Json, canonical_json, digest_bytes, digest_file, digest_json, hex_of
+from sluice.infra.progress import Report, no_report
+from sluice.provenance.canonical import Json, canonical_json, digest_bytes, digest_file, hex_of
+from sluice.provenance.manifest import FileEntry, Manifest, describe_directory, parse_manifest, require_safe
 
-MANIFEST_VERSION = 1
+__all__ = ["ArtifactStore", "FileEntry", "Manifest", "describe_directory", "parse_manifest"]
 
-
-@dataclass(frozen=True)
-class FileEntry:
-    """One file of an artifact: relative POSIX path, size in bytes, digest of its bytes."""
-
-    path: str
-    size: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an artifact is: its kind (a noun, as `dataset`), its files in path order, and metadata (JSON)."""
-
-    kind: str
-    files: tuple[FileEntry, ...]
-    metadata: Mapping[str, Json] = field(default_factory=dict)
-
-    def to_json(self) -> Json:
-        return {
-            "version": MANIFEST_VERSION,
-            "kind": self.kind,
-            "files": [{"path": f.path, "size": f.size, "digest": f.digest} for f in self.files],
-            "metadata": dict(self.metadata),
-        }
-
-    @property
-    def digest(self) -> str:
-        """The artifact's identity: digest of the canonical manifest."""
-        return digest_json(self.to_json())
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files."""
-        return sum(f.size for f in self.files)
-
-
-def parse_manifest(data: bytes) -> Manifest:
-    """The manifest in canonical bytes. Raises `IntegrityError` when it is not one."""
-    try:
-        raw = json.loads(data)
-        if raw["version"] != MANIFEST_VERSION:
-            raise ValueError(f"unknown manifest version {raw['version']!r}")
-        files = tuple(FileEntry(f["path"], f["size"], f["digest"]) for f in raw["files"])
-        for entry in files:
-            _require_safe(entry.path)
-        return Manifest(raw["kind"], files, raw["metadata"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise IntegrityError(f"These bytes are not an artifact manifest: {error}.") from error
-
-
-def describe_directory(folder: Path, kind: str, metadata: Mapping[str, Json] | None = None) -> Manifest:
-    """The manifest of a folder's files. Links and empty folders are refused: they have no bytes to verify."""
-    files = []
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            raise InputError(f"{path} is a link; an artifact holds plain files only.")
-        if path.is_file():
-            relative = path.relative_to(folder).as_posix()
-            files.append(FileEntry(relative, path.stat().st_size, digest_file(path)))
-    if not files:
-        raise InputError(f"The folder {folder} holds no files; an artifact of kind {kind!r} needs at least one.")
-    return Manifest(kind, tuple(sorted(files, key=lambda f: f.path)), dict(metadata or {}))
+TRANSFERS = 4
+"""Files moved at once. A large file is moved in parallel parts besides, so a few are enough."""
+ABANDONED_S = 24 * 3600.0
+"""Age in seconds after which a half-fetched folder is taken for the leaving of a killed process."""
 
 
 class ArtifactStore:
@@ -93,23 +36,27 @@ class ArtifactStore:
         self._objects = objects
         self._cache = cache
 
-    def put_directory(self, folder: Path, kind: str, metadata: Mapping[str, Json] | None = None) -> Manifest:
-        """Store a folder. The same content twice is success and moves nothing."""
+    def put_directory(
+        self, folder: Path, kind: str, metadata: Mapping[str, Json] | None = None, report: Report = no_report
+    ) -> Manifest:
+        """Store a folder. The same content twice is success and moves nothing. Reports bytes.
+
+        Raises `InputError` when a file changes while it is being stored.
+        """
         manifest = describe_directory(folder, kind, metadata)
-        for entry in manifest.files:
-            key = _blob_key(entry.digest)
-            # A blob's key is its content, so a second writer writes the same bytes: no condition is needed, and an
-            # upload that broke off left nothing visible.
-            if self._objects.head(key) is None:
-                self._objects.put_file(key, folder / entry.path)
+        # One blob for each content: two equal files are one upload.
+        entries = {entry.digest: entry for entry in manifest.files}.values()
+        _transfer(lambda entry: self._put_blob(folder / entry.path, entry), entries, report)
         self._put_manifest(manifest)
         return manifest
 
     def put_files(self, files: Mapping[str, bytes], kind: str, metadata: Mapping[str, Json] | None = None) -> Manifest:
         """Store small files given as bytes by relative path."""
         with tempfile.TemporaryDirectory() as folder:
-            for name, data in files.items():
-                target = Path(folder) / _require_safe(name)
+            for name, data in sorted(files.items()):
+                target = Path(folder) / require_safe(name)
+                if any((Path(folder) / parent).is_file() for parent in PurePosixPath(name).parents):
+                    raise InputError(f"{name!r} lies inside another file of the same artifact.")
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(data)
             return self.put_directory(Path(folder), kind, metadata)
@@ -130,10 +77,11 @@ class ArtifactStore:
             raise IntegrityError(f"The manifest stored for {digest} has the digest {digest_bytes(data)}.")
         return parse_manifest(data)
 
-    def fetch(self, digest: str) -> Path:
+    def fetch(self, digest: str, report: Report = no_report) -> Path:
         """A local folder with the artifact's files, every byte verified, cached by digest. Do not write into it.
 
-        Raises `IntegrityError` naming the first file that is not what the manifest says.
+        Reports bytes. Raises `ObjectMissing` when the artifact or a file of it is gone, `IntegrityError` naming the
+        file that is not what the manifest says.
         """
         manifest = self.manifest(digest)
         target = self._cache / hex_of(digest)
@@ -143,12 +91,12 @@ class ArtifactStore:
                 return target
             except IntegrityError:
                 # The cache is only a copy: drop the damaged one and fetch it again.
-                shutil.rmtree(target, ignore_errors=True)
+                self._drop(target)
         self._cache.mkdir(parents=True, exist_ok=True)
+        self._sweep()
         staging = Path(tempfile.mkdtemp(prefix=".fetch-", dir=self._cache))
         try:
-            for entry in manifest.files:
-                self._objects.get_file(_blob_key(entry.digest), staging / entry.path)
+            _transfer(lambda entry: self._get_blob(digest, entry, staging / entry.path), manifest.files, report)
             _verify(staging, manifest)
             try:
                 os.rename(staging, target)
@@ -164,11 +112,54 @@ class ArtifactStore:
         """The verified bytes of one file of an artifact."""
         for entry in self.manifest(digest).files:
             if entry.path == path:
-                data = self._objects.get(_blob_key(entry.digest))
+                try:
+                    data = self._objects.get(_blob_key(entry.digest))
+                except ObjectMissing as error:
+                    raise _file_gone(digest, entry) from error
                 if digest_bytes(data) != entry.digest:
-                    raise IntegrityError(f"{path} of artifact {digest} is damaged: {digest_bytes(data)}.")
+                    raise IntegrityError(f"{path} of artifact {digest} is damaged: its digest is {digest_bytes(data)}.")
                 return data
         raise InputError(f"The artifact {digest} holds no file {path!r}.")
+
+    def _put_blob(self, path: Path, entry: FileEntry) -> None:
+        # A blob's key is its content, so a second writer writes the same bytes: no condition is needed, and an upload
+        # that broke off left nothing visible. One of another size is damaged for certain, and mended here.
+        key = _blob_key(entry.digest)
+        found = self._objects.head(key)
+        if found is not None and found.size == entry.size:
+            return
+        self._objects.put_file(key, path)
+        # The file was read twice, once for its digest and once for the upload. Had it changed between, the blob would
+        # lie for good under a digest that is not its own, in the way of the content that is.
+        if digest_file(path) != entry.digest:
+            self._objects.delete(key)
+            raise InputError(
+                f"{path} changed while it was being stored.", hint="Store a folder only after its writer has finished."
+            )
+
+    def _get_blob(self, digest: str, entry: FileEntry, path: Path) -> None:
+        try:
+            self._objects.get_file(_blob_key(entry.digest), path)
+        except ObjectMissing as error:
+            raise _file_gone(digest, entry) from error
+
+    def _drop(self, target: Path) -> None:
+        # Renamed first: a process that fetches meanwhile sees the whole folder or none.
+        aside = Path(tempfile.mkdtemp(prefix=".fetch-", dir=self._cache))
+        try:
+            os.rename(target, aside / "damaged")
+        except FileNotFoundError:
+            pass
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        for left in self._cache.glob(".fetch-*"):
+            try:
+                abandoned = time.time() - left.stat().st_mtime > ABANDONED_S
+            except FileNotFoundError:
+                continue
+            if abandoned:
+                shutil.rmtree(left, ignore_errors=True)
 
     def _put_manifest(self, manifest: Manifest) -> None:
         # ObjectExists is success: the key is the content's digest.
@@ -178,21 +169,42 @@ class ArtifactStore:
             pass
 
 
+def _transfer(move: Callable[[FileEntry], None], entries: Iterable[FileEntry], report: Report) -> None:
+    """Move files a few at a time; the first failure is raised after those under way have ended."""
+    wanted = list(entries)
+    total, moved = sum(entry.size for entry in wanted), 0
+    with ThreadPoolExecutor(max_workers=TRANSFERS) as pool:
+        running = [pool.submit(move, entry) for entry in wanted]
+        try:
+            for entry, future in zip(wanted, running, strict=True):
+                future.result()
+                moved += entry.size
+                report(moved, total, entry.path)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
 def _verify(folder: Path, manifest: Manifest) -> None:
     for entry in manifest.files:
         path = folder / entry.path
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             raise IntegrityError(f"{entry.path} of artifact {manifest.digest} is missing in {folder}.")
         found = digest_file(path)
         if found != entry.digest:
             raise IntegrityError(f"{entry.path} of artifact {manifest.digest} is damaged: its digest is {found}.")
+    # A file too many can change what a reader of the folder loads, just as a changed one can.
+    known = {entry.path for entry in manifest.files}
+    for path in folder.rglob("*"):
+        relative = path.relative_to(folder).as_posix()
+        if relative not in known and not (path.is_dir() and not path.is_symlink()):
+            raise IntegrityError(f"{relative} is not a file of artifact {manifest.digest}, but lies in {folder}.")
 
 
-def _require_safe(path: str) -> str:
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in path:
-        raise InputError(f"{path!r} is not a path inside an artifact.")
-    return path
+def _file_gone(digest: str, entry: FileEntry) -> ObjectMissing:
+    return ObjectMissing(
+        f"{entry.path} of artifact {digest} is gone from the object store.",
+        hint="Store the artifact again from its source; its manifest is still there.",
+    )
 
 
 def _blob_key(digest: str) -> str:

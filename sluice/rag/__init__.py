@@ -1,1 +1,1 @@
-"""Documents to a released index."""
+"""Documents to a released index: snapshot, chunk, embed, build, retrieve, gate, switch."""

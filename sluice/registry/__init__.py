@@ -1,1 +1,1 @@
-"""MLflow versions, aliases and approvals: what people see of the ledger."""
+"""MLflow runs, model versions, aliases and approvals: what people see of the ledger."""

@@ -104,7 +104,7 @@ _FORMATS: dict[int, tuple[int, int, Callable[[npt.NDArray[np.uint8]], FloatArray
 
 def _parse(data: npt.NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, TensorEntry]]:
     # The metadata and the tensor list precede the aligned tensor data; memoryview slices of the map copy only these.
-    view = memoryview(data)
+    view: memoryview = data.data
     if bytes(view[:4]) != b"GGUF":
         raise ValueError("the magic number is missing")
     version, tensor_count, key_count = struct.unpack_from("<IQQ", view, 4)

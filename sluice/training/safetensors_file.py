@@ -1,4 +1,4 @@
-"""The safetensors file format, without torch: read a header, write float32 tensors.
+"""The safetensors file format, without torch: read a header, write a file.
 
 Layout (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header length, a JSON header with
 dtype, shape and byte range of each tensor, then the bytes. There is nothing in it that can run code, and one set of
@@ -80,38 +80,52 @@ def read_header(path: Path) -> SafetensorsHeader:
     return SafetensorsHeader(tensors, metadata, 8 + length)
 
 
-def read_tensor(path: Path, header: SafetensorsHeader, name: str) -> npt.NDArray[np.float32]:
-    """One F32 tensor. Raises `IntegrityError` for another dtype: widening is the caller's decision."""
+def read_bytes(path: Path, header: SafetensorsHeader, name: str) -> npt.NDArray[np.uint8]:
+    """The raw little-endian bytes of one tensor."""
     tensor = header.tensors[name]
-    if tensor.dtype != "F32":
-        raise IntegrityError(f"{name} in {path} is {tensor.dtype}; F32 was expected.")
-    count = math.prod(tensor.shape)
     with path.open("rb") as stream:
         stream.seek(header.data_start + tensor.start)
-        return np.fromfile(stream, dtype="<f4", count=count).reshape(tensor.shape).astype(np.float32)
+        return np.fromfile(stream, dtype=np.uint8, count=tensor.end - tensor.start)
 
 
-def write_float32(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], read: Callable[[str], npt.NDArray[np.float32]]
+def read_float32(path: Path, header: SafetensorsHeader, name: str) -> npt.NDArray[np.float32]:
+    """One tensor of F32, F16 or BF16 as float32, in its shape. Raises `IntegrityError` for another dtype."""
+    tensor = header.tensors[name]
+    raw = read_bytes(path, header, name)
+    if tensor.dtype == "BF16":
+        # bfloat16 is the upper half of a float32.
+        values = (raw.view("<u2").astype("<u4") << 16).view("<f4")
+    elif tensor.dtype in ("F32", "F16"):
+        values = raw.view({"F32": "<f4", "F16": "<f2"}[tensor.dtype])
+    else:
+        raise IntegrityError(f"{name} in {path} is {tensor.dtype}; a floating type of 16 or 32 bits was expected.")
+    return values.reshape(tensor.shape).astype(np.float32)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], read: Callable[[str], npt.NDArray[Any]]
 ) -> None:
-    """Write the tensors `read(name)` in name order, one at a time, so that a large model needs one tensor of memory.
+    """Write tensors given as (dtype, shape) by name; `read(name)` gives one's values, or its raw bytes as uint8.
 
-    The file appears whole or not at all. Raises `IntegrityError` when a tensor's shape is not the one announced.
+    In name order and one at a time, so that a large model needs the memory of one tensor. The file appears whole or
+    not at all. Raises `IntegrityError` when the bytes of a tensor do not fill its shape.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
-    for name in sorted(shapes):
-        end = position + 4 * math.prod(shapes[name])
-        header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [position, end]}
+    for name in sorted(tensors):
+        dtype, shape = tensors[name]
+        end = position + _SIZES[dtype] * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
         position = end
     encoded = json.dumps(header, separators=(",", ":")).encode()
     encoded += b" " * (-len(encoded) % 8)
     staging = path.with_name(path.name + ".partial")
     with staging.open("wb") as stream:
         stream.write(struct.pack("<Q", len(encoded)) + encoded)
-        for name in sorted(shapes):
-            values = read(name)
-            if values.shape != shapes[name]:
-                raise IntegrityError(f"{name} has shape {values.shape}; {shapes[name]} was announced.")
-            stream.write(np.ascontiguousarray(values, dtype="<f4").data)
+        for name in sorted(tensors):
+            values = np.ascontiguousarray(read(name))
+            begin, end = header[name]["data_offsets"]
+            if values.nbytes != end - begin:
+                raise IntegrityError(f"{name} has {values.nbytes} bytes; {tensors[name]} takes {end - begin}.")
+            stream.write(values.reshape(-1).view(np.uint8).data)
     staging.replace(path)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU  # type: ignore[import-not-found]
 
 _update_metadata = PunicaWrapperCPU.update_metadata
 

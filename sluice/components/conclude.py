@@ -1,0 +1,60 @@
+"""The end of a release: the ledger's promotion and the gateway's new stable, or the retired canary."""
+
+# No `from __future__ import annotations` here: KFP reads the annotations themselves.
+from sluice.components.task import Task, component
+
+
+@component
+def conclude(adapter: str, previous: str, outcome: str, policy: str, allow_override: bool) -> str:
+    """Promote by compare-and-swap on the previous champion, or retire what failed. Returns `promoted` or `rolled-back`."""
+    from sluice.components.conclude import conclude_step
+    from sluice.components.task import task
+
+    with task("conclude") as running:
+        return conclude_step(
+            running,
+            adapter=adapter,
+            previous=previous,
+            outcome=outcome,
+            policy=policy,
+            allow_override=allow_override,
+        )
+
+
+def conclude_step(
+    running: Task, *, adapter: str, previous: str, outcome: str, policy: str, allow_override: bool
+) -> str:
+    """`promoted` or `rolled-back`. The ledger first: the gateway and MLflow follow it, now or at the next run."""
+    from sluice.components.aliases import follow_ledger
+    from sluice.components.rollout import ACTOR, open_rollout
+    from sluice.components.served import adapter_shelf, release_name, vllm_url
+    from sluice.infra.errors import InputError
+    from sluice.provenance.canonical import short
+    from sluice.provenance.releases import promote, read_state
+    from sluice.serving.adapters import unload_adapter
+    from sluice.serving.vllm import VllmClient
+
+    workspace = running.workspace
+    settings = workspace.settings
+    if outcome == "promote":
+        if read_state(workspace.ledger).champion() != adapter:
+            promote(
+                workspace.ledger,
+                release=adapter,
+                expected_champion=previous,
+                actor=ACTOR,
+                allow_override=allow_override and settings.release.allow_override,
+            )
+        open_rollout(workspace, adapter, policy=policy, allow_override=allow_override).finish()
+        told = f"{short(adapter)} is the champion; {short(previous)} stays loaded for rollback"
+        ended = "promoted"
+    elif outcome == "failed":
+        unload_adapter(VllmClient(vllm_url(settings)), adapter_shelf(settings), release_name(settings, adapter))
+        told = f"{short(adapter)} was rolled back and unloaded; {short(previous)} answers everybody"
+        ended = "rolled-back"
+    else:
+        raise InputError(f"outcome = {outcome!r} is neither 'promote' nor 'failed'.")
+    repairs = follow_ledger(workspace)
+    running.state.values.update(outcome=ended, repairs=repairs)
+    running.say(told)
+    return ended

@@ -1,0 +1,166 @@
+"""Two releases' answers to the same questions, a policy, a signed decision."""
+
+# No `from __future__ import annotations` here: KFP reads the annotations themselves.
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kfp import dsl
+
+from sluice.components.task import Task, component
+from sluice.provenance.canonical import Json, canonical_json
+from sluice.provenance.steps import StepOutput, StepRecord
+
+
+@component
+def gate(
+    candidate: str,
+    champion: str,
+    index: str,
+    suite: str,
+    items: dsl.Input[dsl.Dataset],
+    dataset: dsl.Input[dsl.Dataset],
+    training: dsl.Input[dsl.Artifact],
+    candidate_answers: dsl.Input[dsl.Dataset],
+    champion_answers: dsl.Input[dsl.Dataset],
+    report: dsl.Output[dsl.HTML],
+    decision: dsl.Output[dsl.Artifact],
+) -> str:
+    """Decide, write the report people read, record the decision in the ledger. Returns the verdict, one word."""
+    from sluice.components.gate import gate_step
+    from sluice.components.task import digest_of, publish, task
+
+    with task("gate") as running:
+        record = gate_step(
+            running,
+            candidate=candidate,
+            champion=champion,
+            index=index,
+            suite=suite,
+            items=digest_of(items),
+            dataset=digest_of(dataset),
+            training=digest_of(training),
+            candidate_answers=digest_of(candidate_answers),
+            champion_answers=digest_of(champion_answers),
+        )
+        publish(report, record.output.artifacts["report"], kind="report")
+        publish(decision, record.output.artifacts["decision"], kind="decision")
+    return str(record.output.values["verdict"])
+
+
+def gate_step(
+    running: Task,
+    *,
+    candidate: str,
+    champion: str,
+    index: str,
+    suite: str,
+    items: str,
+    dataset: str,
+    training: str,
+    candidate_answers: str,
+    champion_answers: str,
+) -> StepRecord:
+    """The gate's record: artifacts `report` and `decision`, values `verdict`, `summary`, `checks`."""
+    from sluice.evaluation.suite import find_suite
+
+    chosen = find_suite(suite)
+    settings = running.workspace.settings
+
+    def work(folder: Path) -> StepOutput:
+        from sluice.components.gate_report import report_context
+        from sluice.curation.holdout import read_holdout
+        from sluice.evaluation.answers import read_answers
+        from sluice.evaluation.comparison import compare
+        from sluice.evaluation.gate import Subjects, decide
+        from sluice.evaluation.metrics import score
+        from sluice.evaluation.report import pick_examples, write_report
+
+        workspace = running.workspace
+        held = {item.id: item for item in read_holdout(workspace.folder(items))}
+        asked = chosen.select(held)
+        references = {item: held[item].reference for item in asked}
+        new = read_answers(workspace.folder(candidate_answers) / "answers.jsonl")
+        old = read_answers(workspace.folder(champion_answers) / "answers.jsonl")
+        comparison = compare(
+            score(old, references, chosen.metrics), score(new, references, chosen.metrics), chosen.policy
+        )
+        subjects = Subjects(
+            candidate=candidate,
+            champion=champion,
+            holdout=items,
+            suite=chosen.digest,
+            index=index,
+            candidate_answers=candidate_answers,
+            champion_answers=champion_answers,
+        )
+        decided = decide(
+            comparison,
+            chosen.policy,
+            subjects,
+            datetime.now(UTC),
+            longest_valid_hours=settings.release.decision_valid_hours,
+        )
+        examples = pick_examples(
+            decided,
+            comparison,
+            questions={item: held[item].question for item in asked},
+            references=references,
+            champion=old,
+            candidate=new,
+        )
+        context = report_context(workspace, chosen.name, candidate, champion, dataset, training)
+        write_report(folder / "report", decided, comparison, examples, context)
+        report = workspace.artifacts.put_directory(folder / "report", "report", {"candidate": candidate})
+        sealed = decided.with_report(report.digest)
+        files = {"decision.json": canonical_json(sealed.to_json())}
+        decision = workspace.artifacts.put_files(files, "decision", {"candidate": candidate, "verdict": sealed.verdict})
+        values: dict[str, Json] = {
+            "verdict": sealed.verdict,
+            "summary": sealed.summary,
+            "expires": sealed.expires,
+            "checks": [check.to_json() for check in sealed.checks],
+        }
+        return StepOutput({"report": report.digest, "decision": decision.digest}, values)
+
+    record = running.step(
+        "gate",
+        rooms=("evaluation", "components.gate", "components.gate_report"),
+        parameters={"suite": chosen.digest, "valid_hours": settings.release.decision_valid_hours},
+        inputs={
+            "candidate": candidate,
+            "champion": champion,
+            "index": index,
+            "holdout": items,
+            "dataset": dataset,
+            "training": training,
+            "candidate_answers": candidate_answers,
+            "champion_answers": champion_answers,
+        },
+        function=work,
+    )
+    record_in_ledger(running, record, candidate=candidate, champion=champion, holdout=items)
+    running.say(f"{record.output.values['verdict'].upper()}: {record.output.values['summary']}")
+    return record
+
+
+def record_in_ledger(running: Task, record: StepRecord, *, candidate: str, champion: str, holdout: str) -> None:
+    """Write the decision into the ledger, unless it is the one that the ledger holds about the candidate.
+
+    Writing it again would open a question that a person has answered: an approval belongs to one decision.
+    """
+    from sluice.provenance.releases import read_state, record_decision
+
+    report = record.output.artifacts["report"]
+    known = read_state(running.workspace.ledger).decision_for(candidate)
+    if known is not None and (known.report == report or known.verdict == "overridden"):
+        return
+    record_decision(
+        running.workspace.ledger,
+        adapter=candidate,
+        verdict=record.output.values["verdict"],
+        report=report,
+        expires=str(record.output.values["expires"]),
+        holdout=holdout,
+        champion=champion,
+        actor="gate",
+    )

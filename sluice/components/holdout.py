@@ -1,0 +1,99 @@
+"""The frozen holdout, and its prompts as the live index makes them."""
+
+# No `from __future__ import annotations` here: KFP reads the annotations themselves.
+import json
+from pathlib import Path
+
+from kfp import dsl
+
+from sluice.components.task import Task, component
+from sluice.components.workspace import Workspace
+from sluice.infra.object_store import ObjectExists
+from sluice.provenance.canonical import canonical_json, require_digest
+from sluice.provenance.steps import StepOutput
+
+PASSAGES = 2
+"""Passages that a prompt gets, here and in production."""
+
+
+@component
+def holdout(index: str, size: int, items: dsl.Output[dsl.Dataset], prompts: dsl.Output[dsl.Dataset]) -> None:
+    """The held-out questions of the application, frozen by its first run, and their prompts."""
+    from sluice.components.holdout import holdout_prompts, holdout_step
+    from sluice.components.task import publish, task
+
+    with task("holdout") as running:
+        frozen = holdout_step(running, size=size)
+        publish(items, frozen, kind="holdout")
+        publish(prompts, holdout_prompts(running, items=frozen, index=index), kind="prompts")
+
+
+def holdout_step(running: Task, *, size: int) -> str:
+    """Digest of the frozen holdout; made by the first run of the application, the same ever after."""
+    known = frozen_holdout(running.workspace)
+    if known is not None:
+        return known
+
+    def choose(folder: Path) -> StepOutput:
+        from sluice.curation.holdout import HoldoutItem, split_holdout, write_holdout
+        from sluice.rag.corpus import load_faq
+
+        items = [HoldoutItem(item.id, item.question, item.answer, item.category) for item in load_faq()]
+        held, rest = split_holdout(items, size)
+        write_holdout(held, folder)
+        manifest = running.workspace.artifacts.put_directory(folder, "holdout", {"items": len(held)})
+        return StepOutput({"items": manifest.digest}, {"held_out": len(held), "rest": len(rest)})
+
+    record = running.step(
+        "holdout", rooms=("curation.holdout", "rag.corpus"), parameters={"size": size}, inputs={}, function=choose
+    )
+    try:
+        value = {"digest": record.output.artifacts["items"]}
+        running.workspace.objects.put(_key(running.workspace), canonical_json(value), if_absent=True)
+    except ObjectExists:
+        pass
+    return frozen_holdout(running.workspace) or record.output.artifacts["items"]
+
+
+def frozen_holdout(workspace: Workspace) -> str | None:
+    """Digest of the application's holdout, or None before it is frozen."""
+    if workspace.objects.head(_key(workspace)) is None:
+        return None
+    return require_digest(str(json.loads(workspace.objects.get(_key(workspace)))["digest"]), "holdout")
+
+
+def holdout_prompts(running: Task, *, items: str, index: str) -> str:
+    """Digest of the prompts: each held-out question with the passages that `index` gives it."""
+
+    def build(folder: Path) -> StepOutput:
+        from sluice.components.index_alias import vectors_uri
+        from sluice.curation.holdout import read_holdout
+        from sluice.rag.milvus import collection_name
+        from sluice.rag.prompt import PROMPT_VERSION, build_messages
+        from sluice.rag.retrieve import Retriever
+
+        workspace = running.workspace
+        held = read_holdout(workspace.folder(items))
+        retriever = Retriever(vectors_uri(workspace), collection_name(workspace.settings.application, index))
+        found = retriever.retrieve_many([item.question for item in held], k=PASSAGES)
+        with (folder / "prompts.jsonl").open("w", encoding="utf-8") as stream:
+            for item, retrieval in zip(held, found, strict=True):
+                messages = build_messages(item.question, [passage.text for passage in retrieval.passages])
+                stream.write(json.dumps({"item_id": item.id, "messages": messages}, ensure_ascii=False) + "\n")
+        metadata = {"holdout": items, "index": index, "prompt_version": PROMPT_VERSION}
+        manifest = workspace.artifacts.put_directory(folder, "prompts", metadata)
+        return StepOutput({"prompts": manifest.digest}, {"prompts": len(held)})
+
+    record = running.step(
+        "holdout-prompts",
+        rooms=("rag.prompt", "rag.retrieve", "rag.embed", "components.holdout"),
+        parameters={"passages": PASSAGES},
+        inputs={"holdout": items, "index": index},
+        function=build,
+    )
+    running.say(f"{record.output.values['prompts']} held-out questions, frozen")
+    return record.output.artifacts["prompts"]
+
+
+def _key(workspace: Workspace) -> str:
+    return f"holdouts/{workspace.settings.application}.json"

@@ -1,0 +1,119 @@
+"""A decided candidate becomes a version that people see, with its training, its gate and its data card."""
+
+# No `from __future__ import annotations` here: KFP reads the annotations themselves.
+import json
+from datetime import datetime
+
+from kfp import dsl
+
+from sluice.components.task import Task, component
+from sluice.provenance.canonical import short
+
+
+@component
+def register(
+    adapter: dsl.Input[dsl.Model],
+    training: dsl.Input[dsl.Artifact],
+    dataset: dsl.Input[dsl.Dataset],
+    decision: dsl.Input[dsl.Artifact],
+    report: dsl.Input[dsl.HTML],
+) -> int:
+    """Register the candidate in MLflow, passed or refused. Returns the version's number."""
+    from sluice.components.register import register_step
+    from sluice.components.task import digest_of, task
+
+    with task("register") as running:
+        return register_step(
+            running,
+            adapter=digest_of(adapter),
+            training=digest_of(training),
+            dataset=digest_of(dataset),
+            decision=digest_of(decision),
+            report=digest_of(report),
+        )
+
+
+def register_step(running: Task, *, adapter: str, training: str, dataset: str, decision: str, report: str) -> int:
+    """The version's number. Everything here may be repeated: MLflow shows what the chain holds, once."""
+    from sluice.registry.mlflow_registry import MlflowRegistry
+    from sluice.registry.runs import DatasetReference, MetricPoint, log_gate_run, log_training_run
+    from sluice.registry.versions import register_version, set_gate
+
+    workspace = running.workspace
+    application = workspace.settings.application
+    registry = MlflowRegistry(workspace.settings.mlflow.tracking_uri)
+    made = workspace.artifacts.manifest(adapter).metadata
+    account = json.loads(workspace.file(training, "training.json"))
+    card = json.loads(workspace.file(dataset, "card.json"))
+    decided = json.loads(workspace.file(decision, "decision.json"))
+    page = workspace.folder(report)
+    trained = log_training_run(
+        registry,
+        application=application,
+        adapter_digest=adapter,
+        dataset=DatasetReference("dataset", dataset, card["examples"]),
+        parameters=account["recipe"],
+        metrics=[
+            MetricPoint(name, point[name], point["step"])
+            for point in account["curve"]
+            for name in ("loss", "learning_rate", "tokens_per_second")
+        ],
+        files={
+            "data-card.html": workspace.folder(dataset) / "card.html",
+            "training.json": workspace.folder(training) / "training.json",
+        },
+        report=running.report,
+    )
+    gated = log_gate_run(
+        registry,
+        application=application,
+        report_digest=report,
+        candidate_digest=adapter,
+        champion_digest=decided["champion"],
+        verdict=decided["verdict"],
+        metrics=gate_metrics(decided),
+        files={path.relative_to(page).as_posix(): path for path in sorted(page.rglob("*")) if path.is_file()},
+        holdout=DatasetReference("holdout", decided["holdout"], {"items": decided["items"]}, "evaluation"),
+        parameters=decided["policy"],
+        markdown=(page / "report.md").read_text(),
+        finished=datetime.fromisoformat(decided["created"]).timestamp(),
+        report=running.report,
+    )
+    version = register_version(
+        registry,
+        application=application,
+        kind="adapter",
+        digest=adapter,
+        tags={"base": str(made["base"]), "dataset": dataset, "decision": decision},
+        description="",
+        files={"data-card.html": workspace.folder(dataset) / "card.html", "report.html": page / "report.html"},
+        run_id=trained.run_id,
+        report=running.report,
+    )
+    picture = "paired.png" if (page / "paired.png").is_file() else None
+    version = set_gate(
+        registry,
+        version,
+        decided["verdict"],
+        (page / "report.md").read_text(),
+        decision,
+        gate_run=gated,
+        picture=picture,
+    )
+    running.state.values.update(
+        version=version.number, url=version.url, training_run=trained.url, gate_run=gated.url, digest=adapter
+    )
+    running.say(f"version {version.number} ({short(adapter)}), gate {decided['verdict']}: {version.url}")
+    return version.number
+
+
+def gate_metrics(decided: dict[str, object]) -> dict[str, float]:
+    """The decision's figures as MLflow metrics; what was not measured is left out."""
+    found: dict[str, float] = {}
+    checks = decided["checks"]
+    assert isinstance(checks, list)
+    for check in checks:
+        for side in ("champion", "candidate", "difference"):
+            if check[side] is not None:
+                found[f"{check['metric']}.{side}"] = float(check[side])
+    return found

@@ -1,0 +1,87 @@
+"""The server that answers: vLLM's client, its shelf of adapters, and the gateway's router, from the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from sluice.components.workspace import Workspace
+from sluice.infra.errors import UnavailableError
+from sluice.serving.adapters import AdapterShelf, load_adapter, unload_adapter
+from sluice.serving.envoy import GatewaySettings
+from sluice.serving.router import EnvoyRouter
+from sluice.serving.routes import Target
+from sluice.serving.vllm import VllmClient, served_name
+
+if TYPE_CHECKING:
+    from sluice.infra.settings import Settings
+
+
+def vllm_url(settings: Settings) -> str:
+    """Address of vLLM. Raises `UnavailableError` when the settings have none."""
+    if not settings.serving.vllm_url:
+        raise UnavailableError("vLLM has no address: setting serving.vllm_url is empty.", hint="Start it: `sluice up`.")
+    return settings.serving.vllm_url
+
+
+def adapter_shelf(settings: Settings) -> AdapterShelf:
+    """The adapters that the local server holds, also after a restart."""
+    return AdapterShelf(settings.home / "adapters", settings.serving.max_lora_rank)
+
+
+def gateway_settings(settings: Settings) -> GatewaySettings:
+    """The local gateway's folder and addresses. Raises `UnavailableError` before it has any."""
+    url, admin = settings.serving.gateway_url, settings.serving.gateway_admin_url
+    if not url or not admin:
+        raise UnavailableError(
+            "The gateway has no address: setting serving.gateway_url is empty.", hint="Start it: `sluice up`."
+        )
+    port, admin_port = urlsplit(url).port, urlsplit(admin).port
+    assert port is not None and admin_port is not None
+    return GatewaySettings(settings.application, settings.home / "gateway", port, admin_port)
+
+
+def router(settings: Settings) -> EnvoyRouter:
+    """The router of the local gateway."""
+    return EnvoyRouter(gateway_settings(settings))
+
+
+def release_name(settings: Settings, release: str) -> str:
+    """The immutable name of a release inside vLLM."""
+    return served_name(settings.application, release)
+
+
+def target(settings: Settings, release: str) -> Target:
+    """A release as the gateway reaches it."""
+    parts = urlsplit(vllm_url(settings))
+    return Target(release, release, release_name(settings, release), f"{parts.hostname}:{parts.port}")
+
+
+def ensure_loaded(workspace: Workspace, release: str, base: str, client: VllmClient) -> str:
+    """Make the server hold a release under its immutable name; the name. The base model is always there.
+
+    The adapter's bytes are verified against its digest before the server sees them.
+    """
+    name = release_name(workspace.settings, release)
+    if release != base:
+        load_adapter(client, adapter_shelf(workspace.settings), name, workspace.folder(release))
+    return name
+
+
+@contextmanager
+def loaded(workspace: Workspace, release: str, base: str, client: VllmClient) -> Iterator[str]:
+    """The release's served name while it is being evaluated; a release without a route is unloaded afterwards."""
+    name = release_name(workspace.settings, release)
+    was_there = name in {model.name for model in client.models()}
+    ensure_loaded(workspace, release, base, client)
+    try:
+        yield name
+    finally:
+        routed = {one.release for one in router(workspace.settings).state().targets()}
+        if release != base and not was_there and release not in routed:
+            unload_adapter(client, adapter_shelf(workspace.settings), name)
+
+
+__all__ = ["adapter_shelf", "ensure_loaded", "gateway_settings", "loaded", "router", "target", "vllm_url"]

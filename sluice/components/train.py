@@ -1,0 +1,76 @@
+"""Dataset and base model to an adapter."""
+
+# No `from __future__ import annotations` here: KFP reads the annotations themselves.
+import json
+from pathlib import Path
+
+from kfp import dsl
+
+from sluice.components.task import Task, component, parse_json
+from sluice.provenance.steps import StepOutput
+
+
+@component
+def train(
+    dataset: dsl.Input[dsl.Dataset],
+    base: str,
+    recipe: str,
+    overrides: str,
+    adapter: dsl.Output[dsl.Model],
+    training: dsl.Output[dsl.Artifact],
+) -> str:
+    """Fine-tune by the recipe; goes on from its last checkpoint when it was interrupted. Returns the digest."""
+    from sluice.components.task import digest_of, publish, task
+    from sluice.components.train import train_step
+
+    with task("train") as running:
+        made, account = train_step(running, dataset=digest_of(dataset), base=base, recipe=recipe, overrides=overrides)
+        publish(adapter, made, kind="adapter", base=base)
+        publish(training, account, kind="training")
+    return made
+
+
+def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides: str) -> tuple[str, str]:
+    """Digests of the adapter, and of the account of its training (curve, losses, hardware)."""
+    from sluice.training.recipe import load_recipe
+
+    chosen = load_recipe(recipe).with_overrides(parse_json(overrides, "overrides"))
+
+    def work(folder: Path) -> StepOutput:
+        from sluice.training.train import train
+
+        artifacts = running.workspace.artifacts
+        result = train(
+            running.workspace.folder(base), running.workspace.folder(dataset), chosen, folder, running.report
+        )
+        metadata = {"base": base, "dataset": dataset, "recipe": chosen.digest, "seed": chosen.seed}
+        adapter = artifacts.put_directory(result.adapter_dir, "adapter", metadata)
+        account = {
+            "steps": result.steps,
+            "examples": result.examples,
+            "final_loss": result.final_loss,
+            "validation_loss": result.validation_loss,
+            "seconds": round(result.seconds, 1),
+            "resumed_from": result.resumed_from,
+            "hardware": dict(result.hardware),
+            "recipe": chosen.to_json(),
+            "curve": [vars(point) for point in result.curve],
+        }
+        files = {"training.json": json.dumps(account, indent=2, sort_keys=True).encode()}
+        log = folder / "train.log"
+        if log.is_file():
+            files["train.log"] = log.read_bytes()
+        training = artifacts.put_files(files, "training", {"adapter": adapter.digest})
+        values = {name: account[name] for name in ("steps", "examples", "final_loss", "validation_loss", "seconds")}
+        return StepOutput({"adapter": adapter.digest, "training": training.digest}, values)
+
+    record = running.step(
+        "train",
+        rooms=("training", "components.train"),
+        parameters={"recipe": chosen.to_json()},
+        inputs={"dataset": dataset, "base": base},
+        function=work,
+    )
+    values = record.output.values
+    running.say(f"{values['steps']} steps, loss {values['final_loss']:.3f}, {values['seconds']:.0f} s")
+    return record.output.artifacts["adapter"], record.output.artifacts["training"]

@@ -1,0 +1,103 @@
+"""Approval: a person's word about a candidate, given in MLflow or on the command line, kept in the ledger.
+
+MLflow is where people look and click; the ledger is what counts. Both ways end in `record`, and an approval starts the
+release.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sluice.components.aliases import follow_ledger
+from sluice.components.workspace import Workspace
+from sluice.infra.errors import GateRefused, InputError
+from sluice.provenance.canonical import short
+from sluice.provenance.releases import read_state, record_approval, record_decision, record_rejection
+from sluice.registry.approvals import mark, pending_approvals, read_ui_approval
+from sluice.registry.mlflow_registry import MlflowRegistry
+from sluice.registry.versions import Version, get_version
+
+State = Literal["approved", "rejected"]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A version that somebody decided on, and whether its release may start under an override."""
+
+    version: Version
+    state: State
+    approver: str
+    overridden: bool
+
+
+def registry_of(workspace: Workspace) -> MlflowRegistry:
+    """MLflow, as the settings name it."""
+    return MlflowRegistry(workspace.settings.mlflow.tracking_uri)
+
+
+def find_candidate(workspace: Workspace, text: str) -> Version:
+    """The version that a number, or `candidate` for the newest that waits, names."""
+    registry = registry_of(workspace)
+    if text == "candidate":
+        waiting = pending_approvals(registry, workspace.settings.application)
+        if not waiting:
+            raise InputError("VERSION = 'candidate': no version waits.", hint="`sluice approvals` lists what there is.")
+        return waiting[0]
+    if not text.isdigit():
+        raise InputError(f"VERSION = {text!r} is not a number.", hint="Use the version's number in MLflow, or `candidate`.")
+    return get_version(registry, workspace.settings.application, int(text))
+
+
+def record(workspace: Workspace, version: Version, state: State, approver: str, comment: str) -> Decided:
+    """Write a decision on a version into the ledger, then show it in MLflow. Raises `GateRefused` as the ledger rules."""
+    if state == "approved":
+        override = workspace.settings.release.allow_override
+        record_approval(
+            workspace.ledger, adapter=version.digest, approver=approver, comment=comment, allow_override=override
+        )
+    else:
+        record_rejection(workspace.ledger, adapter=version.digest, approver=approver, comment=comment)
+    mark(registry_of(workspace), version, state, approver, comment)
+    follow_ledger(workspace)
+    decision = read_state(workspace.ledger).decision_for(version.digest)
+    return Decided(version, state, approver, decision is not None and decision.verdict == "overridden")
+
+
+def override(workspace: Workspace, version: Version, person: str, reason: str) -> None:
+    """Record a named person's decision to release what the gate refused. It is signed, and the canary still judges."""
+    if not workspace.settings.release.allow_override:
+        raise GateRefused(
+            f"Version {version.number} may not be forced: setting release.allow_override is off.",
+            hint="An administrator may set SLUICE_RELEASE__ALLOW_OVERRIDE=true.",
+        )
+    decision = read_state(workspace.ledger).decision_for(version.digest)
+    if decision is None:
+        raise GateRefused(f"Release {short(version.digest)} has no gate decision to override.")
+    if decision.verdict in ("pass", "overridden"):
+        return
+    record_decision(
+        workspace.ledger,
+        adapter=version.digest,
+        verdict="overridden",
+        report=decision.report,
+        expires=decision.expires,
+        holdout=decision.holdout,
+        champion=decision.champion,
+        actor=person,
+        person=person,
+        reason=reason,
+        allow_override=True,
+    )
+
+
+def take_over(workspace: Workspace) -> list[Decided]:
+    """Decisions that people made in the MLflow UI and that the ledger does not know yet, now recorded."""
+    registry = registry_of(workspace)
+    taken = []
+    for version in pending_approvals(registry, workspace.settings.application):
+        found = read_ui_approval(registry, version)
+        if found is not None and not found.recorded:
+            approver = found.approver or "MLflow UI"
+            taken.append(record(workspace, version, found.state, approver, found.comment))
+    return taken

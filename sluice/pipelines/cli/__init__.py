@@ -1,0 +1,46 @@
+"""The `sluice` command line. Errors name the cause and the way out; exit codes are listed in docs/cli.md."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from sluice.infra.errors import SluiceError
+from sluice.pipelines.cli import chain, output, releases, runs, stack
+
+app = typer.Typer(
+    name="sluice",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help=(
+        "A model supply chain: from a production trace to a signed, gated, canaried model, and back.\n\n"
+        "[bold]First steps[/]  `sluice demo` shows the whole loop with embedded parts. By hand: `sluice up`, then "
+        "`sluice run reembed`, `sluice run retrain`, look at the candidate in MLflow, `sluice approve VERSION`."
+    ),
+)
+stack.add_to(app)
+runs.add_to(app)
+releases.add_to(app)
+chain.add_to(app)
+# Applications bring verbs of their own (the demonstration does) without this package knowing them.
+for entry in entry_points(group="sluice.commands"):
+    app.command(name=entry.name)(entry.load())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    wants_json = "--json" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except SluiceError as error:
+        output.show_error(error, as_json=wants_json)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
+    except Exception as error:
+        code = output.show_unexpected(error, as_json=wants_json)
+    sys.exit(code if isinstance(code, int) else 0)

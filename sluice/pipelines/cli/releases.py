@@ -1,0 +1,190 @@
+"""approve, reject, approvals, release, rollback: from a candidate to the champion, and back."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from typing import Annotated, Any
+
+import typer
+
+from sluice.infra.errors import SluiceError
+from sluice.infra.settings import load_settings
+from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
+
+release_app = typer.Typer(no_args_is_help=True, help="Watch the rollout under way, or end it.")
+
+Comment = Annotated[str, typer.Option(help="Kept in the ledger and shown in MLflow")]
+By = Annotated[str, typer.Option("--by", help="Who decides; your login by default")]
+VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version in MLflow, or `candidate`")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("approvals")(approvals)
+    app.command("approve")(approve)
+    app.command("reject")(reject)
+    app.command("rollback")(rollback)
+    app.add_typer(release_app, name="release")
+
+
+def approvals(
+    watch: Annotated[bool, typer.Option("--watch", help="Go on looking, and start what people approve")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List candidates that wait, and take over what people decided in the MLflow UI (tag `approval`).
+
+    An approval made there starts the release, as `sluice approve` does.
+    """
+    from sluice.components.workspace import open_workspace
+    from sluice.pipelines.approvals import registry_of, take_over
+    from sluice.registry.approvals import pending_approvals
+
+    workspace = open_workspace()
+    while True:
+        taken = take_over(workspace)
+        for decided in taken:
+            if not as_json:
+                console.print(f"version {decided.version.number} {decided.state} by {decided.approver}")
+            if decided.state == "approved":
+                _start_release(decided.version.digest, decided.overridden, detach=watch or as_json)
+        if not watch:
+            break
+        time.sleep(2)
+    waiting = pending_approvals(registry_of(workspace), workspace.settings.application)
+    rows = [[v.number, v.tags.get("gate", ""), v.tags.get("approval", ""), v.url] for v in waiting]
+    if as_json:
+        recorded = [{"version": d.version.number, "state": d.state, "by": d.approver} for d in taken]
+        show_json({"recorded": recorded, "waiting": [dict(zip(("version", "gate", "approval", "url"), r, strict=True)) for r in rows]})
+    else:
+        show_table("candidates", ["version", "gate", "approval", "page"], rows, empty="none waits")
+
+
+def approve(
+    version: VersionArgument,
+    comment: Comment = "",
+    by: By = "",
+    force: Annotated[str, typer.Option("--force", metavar="REASON", help="Release what the gate refused, under your name")] = "",
+    release: Annotated[bool, typer.Option(help="Start the release at once")] = True,
+    policy: Annotated[str, typer.Option(help="Rollout policy: `default` or a YAML file")] = "default",
+    as_json: JsonFlag = False,
+) -> None:
+    """Approve a candidate and release it: load, probe, canary with analysis, promotion or rollback.
+
+    The gate's verdict is in the version's page. A refused candidate can only be forced where the installation allows
+    it, with a name and a reason; the canary still judges it.
+    """
+    from sluice.components.workspace import open_workspace
+    from sluice.pipelines.approvals import find_candidate, override, record
+
+    workspace = open_workspace()
+    found = find_candidate(workspace, version)
+    person = by or getpass.getuser()
+    if force:
+        override(workspace, found, person, force)
+    decided = record(workspace, found, "approved", person, comment or force)
+    if not as_json:
+        console.print(f"version {found.number} approved by {person}")
+    outcome = _start_release(found.digest, decided.overridden, policy=policy, detach=as_json) if release else None
+    if as_json:
+        show_json({"version": found.number, "digest": found.digest, "state": "approved", "by": person, "run": outcome})
+
+
+def reject(version: VersionArgument, comment: Comment = "", by: By = "", as_json: JsonFlag = False) -> None:
+    """Reject a candidate. Only a new gate decision opens the question again."""
+    from sluice.components.workspace import open_workspace
+    from sluice.pipelines.approvals import find_candidate, record
+
+    workspace = open_workspace()
+    found = find_candidate(workspace, version)
+    person = by or getpass.getuser()
+    record(workspace, found, "rejected", person, comment)
+    if as_json:
+        show_json({"version": found.number, "digest": found.digest, "state": "rejected", "by": person})
+    else:
+        console.print(f"version {found.number} rejected by {person}")
+
+
+@release_app.command("status")
+def release_status(as_json: JsonFlag = False) -> None:
+    """Show who answers users now, and the latest rollout's timeline."""
+    from sluice.components.rollout import rollout_store
+    from sluice.components.served import router
+    from sluice.components.workspace import open_workspace
+
+    workspace = open_workspace()
+    routes = router(workspace.settings).state()
+    names = {one.release: rollout_store(workspace).load(one.release) for one in routes.targets()}
+    latest = next((state for release, state in names.items() if state and release != routes.stable.release), None)
+    latest = latest or names.get(routes.stable.release) or _latest_rollout(workspace)
+    events = [vars(event) for event in latest.events] if latest else []
+    if as_json:
+        show_json({"routes": routes.to_json(), "rollout": latest.to_json() if latest else None})
+        return
+    rows: list[list[Any]] = [["stable", routes.stable.served_name, f"{100 - routes.weight}%"]]
+    if routes.canary is not None:
+        rows.append(["canary", routes.canary.served_name, f"{routes.weight}%"])
+    show_table("who answers", ["", "release", "share"], rows)
+    show_table(
+        f"rollout of {latest.target.served_name}: {latest.phase}" if latest else "rollout",
+        ["time", "weight", "", "what happened"],
+        [[time.strftime("%H:%M:%S", time.localtime(e["time"])), f"{e['weight']}%", e["kind"], e["sentence"]] for e in events],
+    )
+
+
+@release_app.command("abort")
+def release_abort(
+    reason: Annotated[str, typer.Option(help="Kept in the rollout's record")] = "aborted by hand", as_json: JsonFlag = False
+) -> None:
+    """End the rollout under way: everybody back on stable, the release marked as failed. Needs only the gateway."""
+    _roll_back(reason, promoted_too=False, as_json=as_json)
+
+
+def rollback(
+    reason: Annotated[str, typer.Option(help="Kept in the ledger")] = "rolled back by hand", as_json: JsonFlag = False
+) -> None:
+    """Undo: a canary loses all users; without one, the release before the champion answers again.
+
+    The gateway changes first and alone: no registry, no object store, no network beyond it is needed. The ledger is
+    told afterwards, if it can be reached.
+    """
+    _roll_back(reason, promoted_too=True, as_json=as_json)
+
+
+def _roll_back(reason: str, *, promoted_too: bool, as_json: bool) -> None:
+    from sluice.components.rollback import roll_back
+
+    told = roll_back(load_settings(), reason, promoted_too=promoted_too)
+    if as_json:
+        show_json(told)
+        return
+    console.print(f"{told['now']} answers everybody; {told['was']} lost its users.")
+    for sentence in told["notes"]:
+        console.print(f"[yellow]{sentence}[/]")
+
+
+def _latest_rollout(workspace: Any) -> Any:
+    from sluice.components.rollout import rollout_store
+    from sluice.infra.errors import SluiceError as Failure
+
+    folder = workspace.settings.home / "rollouts"
+    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
+    try:
+        return rollout_store(workspace).load(f"sha256:{files[-1].stem}") if files else None
+    except Failure:
+        return None
+
+
+def _start_release(digest: str, overridden: bool, *, policy: str = "default", detach: bool = False) -> str:
+    """Start the release pipeline; watch it unless `detach`. Returns the run's id."""
+    from sluice.pipelines.runs import start_run
+    from sluice.pipelines.view import follow
+
+    parameters = {"adapter": digest, "policy": policy, "allow_override": overridden}
+    run = start_run(load_settings(), "release", parameters)
+    if detach:
+        return run.id
+    ended = follow(run, console)
+    outcome = ended.value("conclude", "outcome")
+    if outcome != "promoted":
+        raise SluiceError(f"The release was rolled back: {ended.tasks()['canary'].summary}")
+    return run.id

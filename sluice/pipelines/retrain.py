@@ -1,0 +1,71 @@
+"""Retraining: from production traces to a candidate that waits for approval. Nothing waits in a pod for a person."""
+
+# No `from __future__ import annotations` here: KFP reads the annotations themselves.
+from kfp import dsl
+
+from sluice.components.curate import curate
+from sluice.components.dataset import dataset
+from sluice.components.evaluate import evaluate
+from sluice.components.gate import gate
+from sluice.components.harvest import harvest
+from sluice.components.holdout import holdout
+from sluice.components.register import register
+from sluice.components.subjects import subjects
+from sluice.components.train import train
+from sluice.pipelines.tasks import named
+
+
+@dsl.pipeline(name="retrain", description="harvest, curate, dataset, train, evaluate, gate, register")  # type: ignore[untyped-decorator]
+def retrain(
+    since: str = "",
+    until: str = "",
+    champion: str = "",
+    index: str = "",
+    recipe: str = "demo",
+    overrides: str = "",
+    suite: str = "demo",
+    holdout_size: int = 120,
+    minimum_examples: int = 50,
+    validation_share: float = 0.1,
+    shuffle_labels: bool = False,
+) -> None:
+    who = named(subjects(since=since, until=until, champion=champion, index=index), "subjects").outputs
+    held = named(holdout(index=who["index"], size=holdout_size), "holdout").outputs
+    records = named(harvest(since=who["since"], until=who["until"]), "harvest").outputs["records"]
+    curated = named(
+        curate(
+            records=records,
+            holdout=held["items"],
+            index=who["index"],
+            minimum=minimum_examples,
+            validation_share=validation_share,
+        ),
+        "curate",
+    ).outputs["curated"]
+    data = named(dataset(curated=curated, shuffle_labels=shuffle_labels), "dataset").outputs["dataset"]
+    trained = named(train(dataset=data, base=who["base"], recipe=recipe, overrides=overrides), "train").outputs
+    asked = {"base": who["base"], "prompts": held["prompts"], "suite": suite}
+    candidate = named(evaluate(release=trained["Output"], **asked), "evaluate-candidate").outputs["answers"]
+    current = named(evaluate(release=who["champion"], **asked), "evaluate-champion").outputs["answers"]
+    decided = named(
+        gate(
+            candidate=trained["Output"],
+            champion=who["champion"],
+            index=who["index"],
+            suite=suite,
+            items=held["items"],
+            dataset=data,
+            training=trained["training"],
+            candidate_answers=candidate,
+            champion_answers=current,
+        ),
+        "gate",
+    ).outputs
+    version = register(
+        adapter=trained["adapter"],
+        training=trained["training"],
+        dataset=data,
+        decision=decided["decision"],
+        report=decided["report"],
+    )
+    named(version, "register")

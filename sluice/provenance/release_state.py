@@ -1,0 +1,295 @@
+"""What the ledger's entries mean for releases: a pure view, and the rule that lets a release before users.
+
+A release is named by the digest of its adapter (or base model). Time is given in, never read, and every refusal
+says its exact reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sluice.infra.errors import GateRefused, InputError
+from sluice.provenance.canonical import short
+from sluice.provenance.ledger import LedgerEntry
+
+Verdict = Literal["pass", "fail", "inconclusive", "overridden"]
+StepVerdict = Literal["pending", "pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A gate's decision about `release`. `champion` is the release it was compared with; `expires` ISO 8601."""
+
+    entry: LedgerEntry
+    release: str
+    verdict: str
+    report: str
+    expires: str
+    holdout: str | None
+    champion: str | None
+    person: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A person's (or policy's) word on one decision: `decision` is the digest of that decision's ledger entry."""
+
+    entry: LedgerEntry
+    release: str
+    decision: str
+    approver: str
+    comment: str
+
+
+@dataclass(frozen=True)
+class RolloutStep:
+    """One canary step: `weight` in percent of the traffic, and what the analysis said."""
+
+    entry: LedgerEntry
+    release: str
+    step: int
+    weight: float
+    verdict: str
+    analysis: str | None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a release must never get a larger weight again."""
+
+    entry: LedgerEntry
+    release: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ChampionChange:
+    """One change of the champion: `kind` is `promotion` or `rollback`."""
+
+    entry: LedgerEntry
+    release: str
+    previous: str | None
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Authorization:
+    """Why a release may have weight: its decision and approval, or that it is the champion (`standing`)."""
+
+    release: str
+    decision: Decision | None
+    approval: Approval | None
+    standing: bool
+
+
+class ReleaseState:
+    """The view over one application's verified ledger entries (`Ledger.entries()`)."""
+
+    def __init__(self, entries: Sequence[LedgerEntry]) -> None:
+        self.entries = tuple(entries)
+
+    def champion(self) -> str | None:
+        """The release that serves all traffic, by the last promotion or rollback; None before the first."""
+        changes = self.history()
+        return changes[-1].release if changes else None
+
+    def history(self) -> list[ChampionChange]:
+        """All changes of the champion, oldest first."""
+        changes: list[ChampionChange] = []
+        for entry in self.entries:
+            body = entry.body
+            if entry.kind == "promotion":
+                changes.append(ChampionChange(entry, body["release"], body["previous"], entry.kind, ""))
+            elif entry.kind == "rollback" and (not changes or changes[-1].release != body["to"]):
+                changes.append(ChampionChange(entry, body["to"], body["release"], entry.kind, body["reason"]))
+        return changes
+
+    def previous_champions(self) -> list[str]:
+        """Where the champion may go back to, latest first: its predecessors, without those gone back from."""
+        line: list[str] = []
+        for change in self.history():
+            if change.kind == "rollback" and change.release in line:
+                while line[-1] != change.release:
+                    line.pop()
+            else:
+                line.append(change.release)
+        return [release for release in dict.fromkeys(reversed(line[:-1])) if release != line[-1]]
+
+    def decision_for(self, release: str) -> Decision | None:
+        """The latest decision about a release, whatever its verdict."""
+        for entry in reversed(self.entries):
+            if entry.kind == "decision" and entry.body["adapter"] == release:
+                body = entry.body
+                return Decision(
+                    entry,
+                    release,
+                    body["verdict"],
+                    body["report"],
+                    body["expires"],
+                    body.get("holdout"),
+                    body.get("champion"),
+                    body.get("person", ""),
+                    body.get("reason", ""),
+                )
+        return None
+
+    def approval_for(self, release: str) -> Approval | None:
+        """The approval of the latest decision about a release; None when it was rejected or rolled back since."""
+        decision = self.decision_for(release)
+        for entry in reversed(self.entries):
+            if decision is None or entry.sequence <= decision.entry.sequence:
+                return None
+            body = entry.body
+            if entry.kind == "rollback" and body["release"] == release:
+                return None
+            if entry.kind == "rejection" and body["adapter"] == release:
+                return None
+            if (entry.kind, body.get("adapter"), body.get("decision")) == ("approval", release, decision.entry.digest):
+                return Approval(entry, release, body["decision"], body["approver"], body["comment"])
+        return None
+
+    def rejection_of(self, release: str) -> LedgerEntry | None:
+        """The rejection that came after the latest decision about a release."""
+        decision = self.decision_for(release)
+        for entry in reversed(self.entries):
+            if decision is not None and entry.sequence <= decision.entry.sequence:
+                break
+            if entry.kind == "rejection" and entry.body["adapter"] == release:
+                return entry
+        return None
+
+    def failure_of(self, release: str) -> Failure | None:
+        """The first failure of a release: recorded as such, or a rollout step whose analysis failed."""
+        for entry in self.entries:
+            if entry.kind == "failure" and entry.body["release"] == release:
+                return Failure(entry, release, entry.body["reason"])
+            if entry.kind == "rollout" and entry.body["release"] == release and entry.body["verdict"] == "fail":
+                step, weight = entry.body["step"], entry.body["weight"]
+                return Failure(entry, release, f"the analysis of step {step} at weight {weight} failed")
+        return None
+
+    def failed(self, release: str) -> bool:
+        """Whether a release has failed. It stays so: no later entry takes a failure back."""
+        return self.failure_of(release) is not None
+
+    def rollout_steps(self, release: str) -> list[RolloutStep]:
+        """The steps of a release's present rollout: those since it was last rolled back or promoted."""
+        steps: list[RolloutStep] = []
+        for entry in self._about(release):
+            if entry.kind == "rollout":
+                body = entry.body
+                steps.append(
+                    RolloutStep(entry, release, body["step"], body["weight"], body["verdict"], body["analysis"])
+                )
+            else:
+                steps = []
+        return steps
+
+    def weight(self, release: str) -> float:
+        """The share of traffic, in percent, that the ledger gives a release."""
+        weight = 0.0
+        for entry in self.entries:
+            body = entry.body
+            if entry.kind == "rollout" and body["release"] == release:
+                weight = body["weight"]
+            elif entry.kind == "promotion":
+                weight = 100.0 if body["release"] == release else 0.0
+            elif entry.kind == "rollback" and release in (body["release"], body["to"]):
+                weight = 100.0 if body["to"] == release else 0.0
+        return weight
+
+    def authorize(self, release: str, now: datetime, *, allow_override: bool = False) -> Authorization:
+        """Why `release` may be given weight at `now`. Raises `GateRefused` with the exact reason.
+
+        It may with a passing, unexpired decision that compared it with the present champion, approved since and
+        neither rejected nor rolled back after, and without any failure. An `overridden` decision counts only with
+        `allow_override`, a named person and a reason. The champion itself may stay when its decision expires, or
+        every route would close a week after a promotion; a failure ends that too.
+        """
+        name = short(release)
+        failure = self.failure_of(release)
+        if failure is not None:
+            raise GateRefused(
+                f"Release {name} failed at {failure.entry.time}: {failure.reason}.",
+                hint="A failed release does not come back; train and evaluate a new one.",
+            )
+        if self.champion() == release:
+            return Authorization(release, self.decision_for(release), self.approval_for(release), standing=True)
+        decision = self.require_decision(release, now, allow_override=allow_override)
+        champion = self.champion()
+        if champion is not None and decision.champion != champion:
+            compared = short(decision.champion) if decision.champion else "no champion"
+            raise GateRefused(
+                f"Release {name} was compared with {compared}, but the champion is {short(champion)} now.",
+                hint="Evaluate it against the present champion.",
+            )
+        approval = self.approval_for(release)
+        if approval is None:
+            raise GateRefused(
+                f"Release {name} has no approval of its decision of {decision.entry.time}.",
+                hint="Approve it (again, when it was rolled back or decided anew since).",
+            )
+        return Authorization(release, decision, approval, standing=False)
+
+    def require_decision(self, release: str, now: datetime, *, allow_override: bool) -> Decision:
+        """The latest decision, if one may approve it at `now`; else `GateRefused` with the exact reason."""
+        name = short(release)
+        decision = self.decision_for(release)
+        if decision is None:
+            raise GateRefused(f"Release {name} has no gate decision.", hint="Evaluate it first.")
+        check_verdict(decision.verdict, decision.person, decision.reason, name, allow_override=allow_override)
+        try:
+            expires = parse_time(decision.expires, "expires")
+        except InputError as error:
+            raise GateRefused(f"The decision about release {name} does not say when it expires.") from error
+        if now >= expires:
+            raise GateRefused(
+                f"The decision about release {name} expired at {decision.expires}.", hint="Evaluate it again."
+            )
+        rejection = self.rejection_of(release)
+        if rejection is not None:
+            raise GateRefused(
+                f"Release {name} was rejected by {rejection.body['approver']} at {rejection.time}: "
+                f"{rejection.body['comment'] or 'no reason given'}.",
+                hint="Only a new decision opens it again.",
+            )
+        return decision
+
+    def _about(self, release: str) -> Iterator[LedgerEntry]:
+        """Entries that move the traffic of a release, oldest first."""
+        for entry in self.entries:
+            body = entry.body
+            if (entry.kind in ("rollout", "promotion", "rollback") and body["release"] == release) or (
+                entry.kind == "rollback" and body["to"] == release
+            ):
+                yield entry
+
+
+def check_verdict(verdict: str, person: str, reason: str, name: str, *, allow_override: bool) -> None:
+    """Nothing, when a decision lets its release through; else `GateRefused` with the exact reason."""
+    if verdict == "overridden":
+        if not allow_override:
+            raise GateRefused(
+                f"The gate refused release {name}, and overriding it is not allowed here.",
+                hint="The policy's allow_override is off.",
+            )
+        if not person.strip() or not reason.strip():
+            raise GateRefused(f"The override for release {name} needs a named person and a reason.")
+    elif verdict != "pass":
+        raise GateRefused(f"The gate's verdict about release {name} is {verdict!r}, not 'pass'.")
+
+
+def parse_time(value: str, name: str) -> datetime:
+    """An ISO 8601 time with its offset. Raises `InputError` naming the field; one without an offset is refused."""
+    try:
+        parsed = datetime.fromisoformat(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} = {value!r} is not an ISO 8601 time.") from error
+    if parsed.tzinfo is None:
+        raise InputError(f"{name} = {value!r} has no offset.", hint="Write it in UTC, with a Z at the end.")
+    return parsed

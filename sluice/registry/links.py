@@ -1,0 +1,35 @@
+"""Addresses of MLflow's pages, for people and for links between pages."""
+
+from __future__ import annotations
+
+from urllib.parse import quote, urlencode
+
+
+def model_page(uri: str, application: str) -> str:
+    """Page of a registered model: all its versions."""
+    return f"{uri}/#/models/{quote(application, safe='')}"
+
+
+def version_page(uri: str, application: str, number: int) -> str:
+    """Page of one model version: gate, tags, approval."""
+    return f"{model_page(uri, application)}/versions/{number}"
+
+
+def experiment_page(uri: str, experiment_id: str) -> str:
+    """Page of an experiment: its runs."""
+    return f"{uri}/#/experiments/{quote(experiment_id, safe='')}"
+
+
+def run_page(uri: str, experiment_id: str, run_id: str) -> str:
+    """Page of one run."""
+    return f"{experiment_page(uri, experiment_id)}/runs/{quote(run_id, safe='')}"
+
+
+def run_artifact_page(uri: str, experiment_id: str, run_id: str, path: str) -> str:
+    """The page that shows one file of a run inline (HTML, pictures, tables)."""
+    return f"{run_page(uri, experiment_id, run_id)}/artifacts/{quote(path)}"
+
+
+def run_file(uri: str, run_id: str, path: str) -> str:
+    """Address of the bytes of one file of a run; a picture in a description points here."""
+    return f"{uri}/get-artifact?{urlencode({'path': path, 'run_uuid': run_id})}"

@@ -1,0 +1,126 @@
+"""A trained adapter as two files in PEFT's layout, checked against its base model, the same bytes on every machine.
+
+AutoModel leaves paths of this machine, its own settings and a copy of the tokenizer beside the weights. Here remain
+adapter_model.safetensors (written again in name order) and adapter_config.json (what PEFT and vLLM read, no path), so
+that two runs on the same inputs give one artifact digest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sluice.infra.errors import IntegrityError
+from sluice.provenance.canonical import Json
+from sluice.training.recipe import Recipe
+from sluice.training.safetensors_file import SafetensorsHeader, read_bytes, read_float32, read_header, write_tensors
+
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+BASE_NAME = "base-model"
+"""Stands where PEFT wants the base's path. The adapter artifact's metadata names the base by digest."""
+
+_TENSOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight$")
+
+
+def collect_adapter(checkpoint_model: Path, base_dir: Path, recipe: Recipe, target: Path) -> Path:
+    """Make `target` hold the adapter of a checkpoint's `model` folder, and nothing else. Returns `target`.
+
+    Raises `IntegrityError` naming the file, tensor or module that is not what recipe and base model call for.
+    """
+    source = checkpoint_model / WEIGHTS
+    if not source.is_file():
+        raise IntegrityError(f"The checkpoint {checkpoint_model} holds no {WEIGHTS}.")
+    header = read_header(source)
+    modules = check_tensors(source, header, _base_shapes(base_dir), recipe)
+    config = _adapter_config(modules, recipe)
+    staging = target.with_name(target.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    tensors = {name: (tensor.dtype, tensor.shape) for name, tensor in header.tensors.items()}
+    write_tensors(staging / WEIGHTS, tensors, lambda name: read_bytes(source, header, name))
+    (staging / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    staging.replace(target)
+    return target
+
+
+def check_tensors(
+    path: Path, header: SafetensorsHeader, base_shapes: Mapping[str, tuple[int, ...]], recipe: Recipe
+) -> tuple[str, ...]:
+    """The adapted modules' full names, sorted. Raises `IntegrityError`.
+
+    Each has A [rank, in] and B [out, rank] of finite numbers, exists in the base as [out, in], and is one the recipe
+    names; no module the recipe names is left out, and not every B is zero (an untrained adapter changes nothing).
+    """
+    halves: dict[str, set[str]] = {}
+    trained = False
+    for name, tensor in header.tensors.items():
+        match = _TENSOR.match(name)
+        if not match:
+            raise IntegrityError(f"{path} holds {name!r}, which is no LoRA weight.")
+        module, half = match["module"], match["half"]
+        base = base_shapes.get(f"{module}.weight")
+        if base is None or len(base) != 2:
+            raise IntegrityError(f"{name} adapts {module!r}, which the base model does not have.")
+        if module.rsplit(".", 1)[-1] not in recipe.lora.target_modules:
+            raise IntegrityError(f"{name} adapts a module outside lora.target_modules {recipe.lora.target_modules}.")
+        expected = (recipe.lora.rank, base[1]) if half == "A" else (base[0], recipe.lora.rank)
+        if tensor.shape != expected:
+            raise IntegrityError(f"{name} has shape {tensor.shape}; rank and base model give {expected}.")
+        values = read_float32(path, header, name)
+        if not np.isfinite(values).all():
+            raise IntegrityError(f"{name} holds numbers that are not finite: training diverged.")
+        trained = trained or (half == "B" and bool(values.any()))
+        halves.setdefault(module, set()).add(half)
+    wanted = {
+        name.removesuffix(".weight")
+        for name in base_shapes
+        if name.removesuffix(".weight").rsplit(".", 1)[-1] in recipe.lora.target_modules
+    }
+    if missing := sorted(wanted - {module for module, found in halves.items() if found == {"A", "B"}}):
+        raise IntegrityError(f"{path} lacks a weight of {missing[0]!r} ({len(missing)} modules are incomplete).")
+    if not trained:
+        raise IntegrityError(f"All B weights in {path} are zero: nothing was trained.")
+    return tuple(sorted(halves))
+
+
+def _adapter_config(modules: tuple[str, ...], recipe: Recipe) -> Json:
+    # Every module of these names is adapted (checked above), so their short names say it all; readers match suffixes.
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": BASE_NAME,
+        "r": recipe.lora.rank,
+        "lora_alpha": recipe.lora.alpha,
+        "lora_dropout": recipe.lora.dropout,
+        "target_modules": sorted({module.rsplit(".", 1)[-1] for module in modules}),
+        "bias": "none",
+        "use_dora": False,
+        "use_rslora": False,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+    }
+
+
+def _base_shapes(base_dir: Path) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted(base_dir.glob("*.safetensors")):
+        shapes |= {name: tensor.shape for name, tensor in read_header(path).tensors.items()}
+    if not shapes:
+        raise IntegrityError(f"The base model {base_dir} holds no safetensors file.")
+    return shapes
+
+
+def read_config(adapter_dir: Path) -> dict[str, Any]:
+    """The adapter's PEFT configuration. Raises `IntegrityError` when it is not JSON."""
+    try:
+        loaded = json.loads((adapter_dir / CONFIG).read_text(encoding="utf-8"))
+        return dict(loaded)
+    except (OSError, ValueError, TypeError) as error:
+        raise IntegrityError(f"{adapter_dir / CONFIG} is no adapter configuration: {error}.") from error

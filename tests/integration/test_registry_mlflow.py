@@ -1,0 +1,343 @@
+"""The registry against a real MLflow server: SQLite, artifacts proxied into a folder."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from sluice.infra.errors import ConflictError, InputError
+from sluice.provenance.canonical import digest_json, short
+from sluice.registry.aliases import reconcile
+from sluice.registry.approvals import mark, pending_approvals, read_ui_approval
+from sluice.registry.mlflow_registry import MlflowRegistry
+from sluice.registry.runs import (
+    DatasetReference,
+    MetricPoint,
+    RunLink,
+    Table,
+    log_gate_run,
+    log_training_run,
+)
+from sluice.registry.versions import Version, find_version, list_versions, register_version, set_gate
+
+pytestmark = pytest.mark.integration
+
+BASE = digest_json("base")
+DATASET = digest_json("dataset")
+DECISION = digest_json("decision")
+GATE = "Better.\n\n| Metric | Candidate |\n|---|---|\n| token_f1 | 0.595 |"
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("mlflow")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/files"]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        deadline = time.monotonic() + 120
+        while True:
+            try:
+                if httpx.get(f"{address}/health", timeout=2).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail((folder / "server.log").read_text()[-2000:])
+            time.sleep(0.3)
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+@pytest.fixture
+def registry(uri: str) -> MlflowRegistry:
+    return MlflowRegistry(uri, timeout_s=30)
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Path:
+    path = tmp_path / "card.html"
+    path.write_text("<h1>Dataset card</h1>")
+    return path
+
+
+def register(registry: MlflowRegistry, name: str, content: str, card: Path | None = None, **tags: str) -> Version:
+    return register_version(
+        registry,
+        application=name,
+        kind="adapter",
+        digest=digest_json(content),
+        tags={"base": BASE, "dataset": DATASET, **tags},
+        description="No gate yet.",
+        files={"cards/card.html": card} if card else {},
+        run_id=None,
+    )
+
+
+def train(registry: MlflowRegistry, name: str, card: Path, points: int = 5, rank: int = 8) -> RunLink:
+    return log_training_run(
+        registry,
+        application=name,
+        adapter_digest=digest_json(name),
+        dataset=DatasetReference("feedback", DATASET, {"train": 170, "validation": 20}),
+        parameters={"peft": {"rank": rank}, "seed": 1, "base": BASE},
+        metrics=[MetricPoint("loss", float("nan") if i == 7 else 1 / (i + 1), i, 1.7e9 + i) for i in range(points)],
+        files={"card.html": card},
+        started=1.7e9,
+        finished=1.7e9 + 95,
+    )
+
+
+class Crash(BaseException):
+    """Stands for the end of the process: nothing catches it."""
+
+
+class CrashingRegistry(MlflowRegistry):
+    """Ends the process when its `after`-th writing call was done; the server's state is that before the next one."""
+
+    def __init__(self, uri: str, after: int) -> None:
+        super().__init__(uri, timeout_s=30)
+        self.left = after
+
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        response = super()._request(method, path, **options)
+        if method != "GET" and not path.endswith("/search"):
+            self.left -= 1
+            if self.left == 0:
+                raise Crash
+        return response
+
+
+def test_the_same_digest_twice_is_one_version(registry: MlflowRegistry, card: Path) -> None:
+    first = register(registry, "twice", "a", card, licence="CC-BY-4.0")
+    again = register(registry, "twice", "a", card, licence="CC-BY-4.0")
+    assert again == first
+    assert first.number == 1
+    assert first.digest == digest_json("a")
+    made_of = {"kind": "adapter", "base": BASE, "dataset": DATASET, "licence": "CC-BY-4.0"}
+    assert first.tags == {"gate": "not run", "approval": "waits for gate", **made_of}
+    assert first.url == f"{registry.uri}/#/models/twice/versions/1"
+    assert find_version(registry, "twice", digest_json("a")) == first
+    assert find_version(registry, "twice", digest_json("b")) is None
+    assert [v.number for v in list_versions(registry, "twice")] == [1]
+    assert register(registry, "twice", "b").number == 2
+    with pytest.raises(ConflictError, match="with base ="):
+        register(registry, "twice", "a", base=digest_json("another base"))
+    with pytest.raises(InputError, match="approval"):
+        register(registry, "twice", "c", approval="approved")
+
+
+def test_a_name_taken_by_another_digest_is_refused(registry: MlflowRegistry) -> None:
+    digest = digest_json("mine")
+    experiment = registry.experiment("releases")
+    other = [{"key": "release", "value": digest_json("theirs")}]
+    registry.post("logged-models", experiment_id=experiment, name=f"taken-{short(digest)}", tags=other)
+    with pytest.raises(ConflictError, match=digest_json("theirs")):
+        register(registry, "taken", "mine")
+    assert list_versions(registry, "taken") == []
+
+
+def test_a_crash_between_any_two_calls_converges(registry: MlflowRegistry, card: Path) -> None:
+    def whole(target: MlflowRegistry, name: str) -> Version:
+        run = train(target, name, card)
+        version = register_version(
+            target,
+            application=name,
+            kind="adapter",
+            digest=digest_json(name),
+            tags={"base": BASE, "dataset": DATASET},
+            description="",
+            files={"card.html": card},
+            run_id=run.run_id,
+        )
+        return set_gate(target, version, "pass", GATE, DECISION)
+
+    # The experiments' own creation is not counted: they are there before.
+    registry.experiment("training"), registry.experiment("releases")
+    crashes = 0
+    while crashes < 40:
+        name = f"crash-{crashes + 1}"
+        try:
+            whole(CrashingRegistry(registry.uri, crashes + 1), name)
+        except Crash:
+            crashes += 1
+        else:
+            break
+        version = whole(registry, name)
+        assert [v.number for v in list_versions(registry, name)] == [1]
+        assert version.aliases == ("candidate",)
+        assert (version.tags["gate"], version.tags["approval"]) == ("pass", "waiting")
+        runs = registry.post(
+            "runs/search",
+            experiment_ids=[registry.experiment("training")],
+            filter=f"tags.application = '{name}'",
+        )["runs"]
+        assert [run["info"]["status"] for run in runs] == ["FINISHED"]
+        assert len(runs[0]["inputs"]["dataset_inputs"]) == 1
+    # Run, parameters, tags, metrics, dataset, card, end; model, card, output, ready, name, version; gate.
+    assert crashes >= 17
+
+
+def test_another_recipe_for_the_same_adapter_is_refused(registry: MlflowRegistry, card: Path) -> None:
+    with pytest.raises(Crash):
+        train(CrashingRegistry(registry.uri, 2), "recipe", card)
+    with pytest.raises(ConflictError, match="logged with other parameters"):
+        train(registry, "recipe", card, rank=16)
+
+
+def test_two_processes_that_register_one_digest_keep_one_version(uri: str) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: register(MlflowRegistry(uri, timeout_s=30), "race", "x"), range(4)))
+    assert len({version.number for version in found}) == 1
+    assert len(list_versions(MlflowRegistry(uri), "race")) == 1
+
+
+def test_the_gate_is_shown_and_a_new_decision_asks_again(registry: MlflowRegistry, card: Path) -> None:
+    version = register(registry, "gated", "a")
+    assert version.aliases == ()
+    run = RunLink("r" * 32, f"{registry.uri}/#/experiments/2/runs/{'r' * 32}")
+    passed = set_gate(registry, version, "pass", GATE, DECISION, gate_run=run, picture="f1.png")
+    assert passed.aliases == ("candidate",)
+    assert (passed.tags["gate"], passed.tags["approval"], passed.tags["decision"]) == ("pass", "waiting", DECISION)
+    shown = registry.get("model-versions/get", name="gated", version="1")["model_version"]["description"]
+    assert shown.startswith("### Gate: PASS")
+    assert f"{run.url}/artifacts/report.html" in shown
+    assert "get-artifact?path=f1.png" in shown
+    mark(registry, passed, "approved", "Anna", "fine")
+    assert set_gate(registry, passed, "pass", GATE, DECISION).tags["approval"] == "approved"
+    failed = set_gate(registry, passed, "fail", GATE, digest_json("second decision"))
+    assert failed.aliases == ()
+    assert failed.tags["approval"] == "blocked by gate"
+    assert not {"approval.by", "approval.comment", "approval.recorded"} & set(failed.tags)
+    with pytest.raises(InputError, match="verdict = 'maybe'"):
+        set_gate(registry, version, "maybe", "", DECISION)
+
+
+def test_an_approval_given_in_the_page_is_read_and_recorded_once(registry: MlflowRegistry) -> None:
+    def in_the_page(key: str, value: str) -> None:
+        registry.post("model-versions/set-tag", name="approve", version="1", key=key, value=value)
+
+    version = set_gate(registry, register(registry, "approve", "a"), "pass", GATE, DECISION)
+    set_gate(registry, register(registry, "approve", "b"), "fail", GATE, DECISION)
+    assert [v.number for v in pending_approvals(registry, "approve")] == [1]
+    assert read_ui_approval(registry, version) is None
+    in_the_page("approval", "aproved")
+    with pytest.raises(InputError, match="Tag approval = 'aproved' of approve version 1"):
+        read_ui_approval(registry, version)
+    in_the_page("approval", " Approved ")
+    in_the_page("approval.by", "Anna Berg")
+    in_the_page("approval.comment", "read 20 answers")
+    given = read_ui_approval(registry, version)
+    assert given is not None
+    assert (given.state, given.approver, given.comment) == ("approved", "Anna Berg", "read 20 answers")
+    assert not given.recorded
+    assert [v.number for v in pending_approvals(registry, "approve")] == [1]
+    marked = mark(registry, version, given.state, given.approver, given.comment)
+    assert marked.tags["approval"] == "approved"
+    again = read_ui_approval(registry, version)
+    assert again is not None
+    assert again.recorded
+    assert pending_approvals(registry, "approve") == []
+    in_the_page("approval", "rejected")
+    changed = read_ui_approval(registry, version)
+    assert changed is not None
+    assert (changed.state, changed.recorded) == ("rejected", False)
+
+
+def test_an_alias_moved_by_hand_is_put_back_and_told(registry: MlflowRegistry) -> None:
+    for content in ("one", "two", "three"):
+        register(registry, "alias", content)
+    one, two, three = (digest_json(content) for content in ("one", "two", "three"))
+    first = reconcile(registry, "alias", champion_digest=one, candidate_digest=two)
+    assert first[:2] == [
+        f"Alias champion lagged behind the ledger: it points nowhere, and now points at version 1 ({short(one)}).",
+        f"Alias candidate lagged behind the ledger: it points nowhere, and now points at version 2 ({short(two)}).",
+    ]
+    assert reconcile(registry, "alias", champion_digest=one, candidate_digest=two) == []
+    registry.post("registered-models/alias", name="alias", alias="champion", version="3")
+    assert reconcile(registry, "alias", champion_digest=one, candidate_digest=two) == [
+        f"Alias champion was moved by hand: it points at version 3 ({short(three)}), "
+        f"and now points at version 1 ({short(one)})."
+    ]
+    promoted = reconcile(registry, "alias", champion_digest=two, candidate_digest=None, previous_champions=[one])
+    assert len([words for words in promoted if "lagged behind" in words]) == 2
+    tags = {version.number: version.tags.get("champion") for version in list_versions(registry, "alias")}
+    assert tags == {1: "former", 2: "current", 3: None}
+    found = find_version(registry, "alias", two)
+    assert found is not None
+    assert found.aliases == ("champion",)
+    registry.post("model-versions/set-tag", name="alias", version="3", key="champion", value="current")
+    assert reconcile(registry, "alias", champion_digest=two, candidate_digest=None, previous_champions=[one]) == [
+        f"Version 3 ({short(three)}) was never champion: tag removed."
+    ]
+    unknown = reconcile(registry, "alias", champion_digest=digest_json("elsewhere"), candidate_digest=None)
+    assert "has no version in MLflow" in unknown[0]
+    assert reconcile(registry, "nothing", champion_digest=None, candidate_digest=None) == []
+
+
+def test_runs_hold_what_people_look_for(registry: MlflowRegistry, card: Path, tmp_path: Path) -> None:
+    run = train(registry, "runs", card, points=1200)
+    assert train(registry, "runs", card, points=1200) == run
+    shown = registry.get("runs/get", run_id=run.run_id)["run"]
+    assert {p["key"]: p["value"] for p in shown["data"]["params"]}["peft.rank"] == "8"
+    assert shown["info"]["end_time"] - shown["info"]["start_time"] == 95_000
+    dataset = shown["inputs"]["dataset_inputs"][0]["dataset"]
+    assert DATASET in dataset["profile"]
+    history = registry.get("metrics/get-history", run_id=run.run_id, metric_key="loss", max_results=5000)["metrics"]
+    assert len(history) == 1200
+    report = tmp_path / "report.html"
+    report.write_text("<h1>Report</h1>")
+    gate = log_gate_run(
+        registry,
+        application="runs",
+        report_digest=digest_json("report"),
+        candidate_digest=digest_json("runs"),
+        champion_digest=BASE,
+        verdict="pass",
+        metrics={"token_f1.difference": 0.339},
+        files={"report.html": report, "plots/f1.png": report},
+        holdout=DatasetReference("holdout", digest_json("holdout"), {"items": 120}, "evaluation"),
+        answers=Table(["question", "candidate", "champion"], [["Why?", "Because.", "No."]]),
+    )
+    files = registry.get("artifacts/list", run_id=gate.run_id)["files"]
+    assert sorted(file["path"] for file in files) == ["answers.json", "plots", "report.html"]
+    page = httpx.get(f"{registry.uri}/get-artifact", params={"path": "report.html", "run_uuid": gate.run_id})
+    assert page.text == "<h1>Report</h1>"
+    assert gate.url.startswith(f"{registry.uri}/#/experiments/{registry.experiment('gates')}/runs/")
+
+
+def test_an_artifact_store_that_the_server_does_not_proxy_is_written_by_the_client(
+    registry: MlflowRegistry, card: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "shared"
+    experiment = registry.post("experiments/create", name="unproxied", artifact_location=folder.as_uri())
+    run = registry.post("runs/create", experiment_id=experiment["experiment_id"], start_time=1)["run"]["info"]
+    registry.upload({"cards/card.html": card}, run["artifact_uri"], run_id=run["run_id"])
+    assert [path.read_text() for path in folder.rglob("cards/card.html")] == ["<h1>Dataset card</h1>"]
+    with pytest.raises(InputError, match=r"missing\.html"):
+        registry.upload({"a.html": tmp_path / "missing.html"}, run["artifact_uri"], run_id=run["run_id"])

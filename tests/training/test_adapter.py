@@ -1,0 +1,126 @@
+"""Collecting an adapter: what is wrong with it is found, what remains has one set of bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sluice.infra.errors import IntegrityError
+from sluice.provenance.artifacts import describe_directory
+from sluice.training.adapter import CONFIG, WEIGHTS, collect_adapter, read_config
+from sluice.training.recipe import Recipe, load_recipe
+from sluice.training.safetensors_file import read_header, write_tensors
+
+Arrays = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
+PREFIX = "base_model.model."
+
+
+def write(path: Path, arrays: Arrays) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, {name: ("F32", tuple(a.shape)) for name, a in arrays.items()}, lambda name: arrays[name])
+
+
+def lora(layers: int = 2, rank: int = 4) -> Arrays:
+    values = np.random.default_rng(0)
+    arrays: Arrays = {}
+    for layer in range(layers):
+        for module in ("q_proj", "v_proj"):
+            name = f"{PREFIX}model.layers.{layer}.self_attn.{module}"
+            arrays[f"{name}.lora_A.weight"] = values.standard_normal((rank, 8), dtype=np.float32)
+            arrays[f"{name}.lora_B.weight"] = values.standard_normal((6, rank), dtype=np.float32)
+    return arrays
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    names = [f"model.layers.{n}.self_attn.{m}.weight" for n in range(2) for m in ("q_proj", "v_proj", "o_proj")]
+    write(tmp_path / "base/model.safetensors", {name: np.zeros((6, 8), dtype=np.float32) for name in names})
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe("tiny")
+
+
+def test_two_files_without_a_path_and_equal_bytes(tmp_path: Path, base: Path, recipe: Recipe) -> None:
+    digests = []
+    for run in ("one", "two"):
+        arrays = lora()
+        source = tmp_path / run / "model"
+        write(source / WEIGHTS, dict(reversed(arrays.items())) if run == "two" else arrays)
+        (source / "tokenizer.json").write_text(run)
+        (source / CONFIG).write_text(json.dumps({"base_model_name_or_path": str(tmp_path / run)}))
+        adapter = collect_adapter(source, base, recipe, tmp_path / run / "adapter")
+        assert sorted(path.name for path in adapter.iterdir()) == [CONFIG, WEIGHTS]
+        assert str(tmp_path) not in (adapter / CONFIG).read_text()
+        digests.append(describe_directory(adapter, "adapter").digest)
+    assert digests[0] == digests[1]
+    config = read_config(adapter)
+    assert (config["r"], config["lora_alpha"], config["target_modules"]) == (4, 8, ["q_proj", "v_proj"])
+
+
+def test_a_second_collection_replaces_the_first(tmp_path: Path, base: Path, recipe: Recipe) -> None:
+    write(tmp_path / "m" / WEIGHTS, lora())
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "leftover").write_text("x")
+    collect_adapter(tmp_path / "m", base, recipe, target)
+    assert not (target / "leftover").exists()
+
+
+def broken(kind: str) -> Arrays:
+    arrays = lora()
+    first = f"{PREFIX}model.layers.0.self_attn.q_proj.lora_A.weight"
+    match kind:
+        case "nan":
+            arrays[first][0, 0] = np.nan
+        case "shape":
+            arrays[first] = np.zeros((4, 9), dtype=np.float32)
+        case "half":
+            del arrays[first]
+        case "layer":
+            arrays = lora(layers=1)
+        case "module":
+            arrays[f"{PREFIX}model.layers.7.self_attn.q_proj.lora_A.weight"] = np.ones((4, 8), dtype=np.float32)
+        case "outside":
+            arrays[f"{PREFIX}model.layers.0.self_attn.o_proj.lora_A.weight"] = np.ones((4, 8), dtype=np.float32)
+        case "foreign":
+            arrays["lm_head.weight"] = np.ones((4, 8), dtype=np.float32)
+        case "untrained":
+            arrays = {name: a * np.float32("lora_A" in name) for name, a in arrays.items()}
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("nan", "not finite"),
+        ("shape", r"\(4, 9\); rank and base model give \(4, 8\)"),
+        ("half", "incomplete"),
+        ("layer", r"lacks a weight of 'model.layers.1.*2 modules"),
+        ("module", "'model.layers.7.*does not have"),
+        ("outside", "outside lora.target_modules"),
+        ("foreign", "no LoRA weight"),
+        ("untrained", "nothing was trained"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, base: Path, recipe: Recipe, kind: str, says: str) -> None:
+    write(tmp_path / "m" / WEIGHTS, broken(kind))
+    with pytest.raises(IntegrityError, match=says):
+        collect_adapter(tmp_path / "m", base, recipe, tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, base: Path, recipe: Recipe) -> None:
+    with pytest.raises(IntegrityError, match=f"holds no {WEIGHTS}"):
+        collect_adapter(tmp_path / "m", base, recipe, tmp_path / "adapter")
+    write(tmp_path / "m" / WEIGHTS, lora())
+    whole = (tmp_path / "m" / WEIGHTS).read_bytes()
+    for damaged in (whole[:-4], whole + b"x", b"\xff" * 64, whole[:9] + b"}" + whole[10:]):
+        (tmp_path / "m" / WEIGHTS).write_bytes(damaged)
+        with pytest.raises(IntegrityError):
+            read_header(tmp_path / "m" / WEIGHTS)
