@@ -34,7 +34,6 @@ def report_context(
         champion=release_title(workspace, champion),
         dataset=shown,
         training=[TrainingPoint(point["step"], point["loss"]) for point in account["curve"]],
-        approve="Set the tag `approval` of this version to `approved` or `rejected`, or run `sluice approve`.",
     )
 
 

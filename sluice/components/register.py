@@ -84,7 +84,7 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         application=application,
         kind="adapter",
         digest=adapter,
-        tags={"base": str(made["base"]), "dataset": dataset, "decision": decision},
+        tags={"base": str(made["base"]), "dataset": dataset},
         description="",
         files={"data-card.html": workspace.folder(dataset) / "card.html", "report.html": page / "report.html"},
         run_id=trained.run_id,

@@ -10,7 +10,7 @@ from sluice.provenance.canonical import Json
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1c2430; --quiet: #677181; --line: #e4e8ee; --paper: #ffffff; --ground: #f5f7fa;
-  --accent: #1f6f8b; --muted: #b4bfcc; --warn: #a4361b; }
+  --accent: #1f6f8b; --warn: #a4361b; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.55 system-ui, "Segoe UI", Roboto,
   "DejaVu Sans", sans-serif; }
@@ -33,9 +33,7 @@ section { padding: 20px 22px 22px; margin-bottom: 16px; }
 .pair section { margin-bottom: 16px; }
 .bar { display: grid; grid-template-columns: 190px 1fr 56px; align-items: center; gap: 14px; padding: 4px 0; }
 .bar-track { background: var(--ground); border-radius: 4px; height: 14px; }
-.bar-fill { display: block; height: 14px; border-radius: 4px; }
-.bar-fill.accent { background: var(--accent); }
-.bar-fill.muted { background: var(--muted); }
+.bar-fill { display: block; height: 14px; border-radius: 4px; background: var(--accent); }
 .bar-count { text-align: right; font-variant-numeric: tabular-nums; }
 svg { display: block; width: 100%; height: auto; }
 .column { fill: var(--accent); opacity: 0.85; }
@@ -96,8 +94,8 @@ def render_card(card: Mapping[str, Json]) -> str:
 <body>
 <main>
 <h1>Data card: {_safe(application)}</h1>
-<p class="lead">Training examples made from production traces, <span class="time">{window}</span> (UTC). Every example rests on what a user said
-of an answer: a correction, or a thumb up that nobody contradicted.</p>
+<p class="lead">Training examples made from production traces, <span class="time">{window}</span> (UTC).
+Every example rests on what a user said of an answer: a correction, or a thumb up that nobody contradicted.</p>
 {drill}
 <div class="figures">{figures}</div>
 <section>
@@ -184,10 +182,8 @@ def _left(counts: Mapping[str, int]) -> str:
 
 
 def _policy(policy: Mapping[str, Json]) -> str:
-    return "".join(
-        f'<tr><td>{_safe(_MEANINGS.get(name, name.replace("_", " ")))}</td><td class="number">{_safe(str(value))}</td></tr>'
-        for name, value in policy.items()
-    )
+    told = ((_MEANINGS.get(name, name.replace("_", " ")), str(value)) for name, value in policy.items())
+    return "".join(f'<tr><td>{_safe(name)}</td><td class="number">{_safe(value)}</td></tr>' for name, value in told)
 
 
 def _figure(value: str, name: str) -> str:

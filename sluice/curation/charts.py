@@ -7,14 +7,14 @@ import math
 from collections.abc import Mapping, Sequence
 
 
-def bars(counts: Mapping[str, int], *, total: int, tone: str = "accent") -> str:
+def bars(counts: Mapping[str, int], *, total: int) -> str:
     """Horizontal bars, one row each: name, bar in proportion to `total`, count. HTML, not SVG: text wraps."""
     rows = []
     for name, count in counts.items():
         share = 100 * count / total if total else 0.0
         rows.append(
             f'<div class="bar"><span class="bar-name">{html.escape(name)}</span>'
-            f'<span class="bar-track"><span class="bar-fill {tone}" style="width:{max(share, 0.4):.1f}%"></span></span>'
+            f'<span class="bar-track"><span class="bar-fill" style="width:{max(share, 0.4):.1f}%"></span></span>'
             f'<span class="bar-count">{count:,}</span></div>'
         )
     return f'<div class="bars">{"".join(rows)}</div>'

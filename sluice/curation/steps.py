@@ -19,9 +19,11 @@ def curation_steps(
     holdout: Sequence[HoldoutItem], policy: CurationPolicy, existing: Collection[str] | None
 ) -> tuple[CurationStep, ...]:
     """All steps. Cheap and certain ones first; the cap last, so that it counts only what would be trained on."""
+    # A check that was not made must not stand on the card as one that everything passed.
+    asked = () if existing is None else (CurationStep("not deleted", _each(_still_there(frozenset(existing)))),)
     return (
         CurationStep("complete", _each(_complete)),
-        CurationStep("not deleted", _each(_still_there(existing))),
+        *asked,
         CurationStep("evidence", _select),
         CurationStep("shape", _each(_shape(policy))),
         CurationStep("holdout", _each(_decontaminate(holdout, policy))),
@@ -60,9 +62,8 @@ def _complete(candidate: Candidate) -> str:
     return "answer cut off" if record.finish_reason in _TRUNCATED else ""
 
 
-def _still_there(existing: Collection[str] | None) -> Callable[[Candidate], str]:
-    ids = None if existing is None else frozenset(existing)
-    return lambda candidate: "" if ids is None or candidate.record.id in ids else "deleted in the trace store"
+def _still_there(existing: frozenset[str]) -> Callable[[Candidate], str]:
+    return lambda candidate: "" if candidate.record.id in existing else "deleted in the trace store"
 
 
 def _select(candidates: Sequence[Candidate]) -> Verdicts:

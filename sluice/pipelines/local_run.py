@@ -7,6 +7,7 @@ and goes on when the terminal that started it is closed.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 import traceback
@@ -66,7 +67,13 @@ def _explain(run: Run, error: Exception) -> None:
         run.error = f"{silent[0].task}: its process ended without a word (killed, or out of memory)."
         run.hint = "Run it again: it goes on where it was."
     else:
-        run.error, run.hint = f"{type(error).__name__}: {error}", f"The log is {run.log}."
+        run.error, run.hint = _cause_in(run.log) or f"{type(error).__name__}: {error}", f"The log is {run.log}."
+
+
+def _cause_in(log: Path) -> str:
+    """The first exception that a task printed: what happened before any of our code could write it down."""
+    found = re.search(r"^    ([A-Za-z_.]+(?:Error|Exception): .*)$", log.read_text(errors="replace"), re.MULTILINE)
+    return found[1] if found else ""
 
 
 if __name__ == "__main__":

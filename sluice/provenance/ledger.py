@@ -175,9 +175,7 @@ class Ledger:
         try:
             return self._objects.get(self._key(sequence))
         except ObjectMissing as error:
-            raise IntegrityError(
-                f"Entry {sequence} of ledger {self.name!r} is missing."
-            ) from error
+            raise IntegrityError(f"Entry {sequence} of ledger {self.name!r} is missing.") from error
 
     def _verify(
         self, sequence: int, data: bytes, previous: str | None, known: LedgerEntry | None = None

@@ -117,9 +117,10 @@ def _table(rows: list[list[str]]) -> str:
     plain = [[_plain(cell) for cell in row] for row in filled]
     widths = [max(_width(row[i]) for row in plain) for i in range(columns)]
     if sum(widths) + 2 * (columns - 1) > TEXT_WIDTH:
-        # Too wide for a code block, which does not wrap: a plain table with space put between its columns.
+        # Too wide for a code block, which does not wrap: a plain table, with space put between its
+        # columns and below it.
         spaced = ["| " + " | ".join(f"{cell}&nbsp;&nbsp;&nbsp;" for cell in row) + " |" for row in filled]
-        return "\n".join([spaced[0], "|" + "---|" * columns, *spaced[1:]])
+        return "\n".join([spaced[0], "|" + "---|" * columns, *spaced[1:], "", "&nbsp;"])
     numeric = [all(_NUMBER.match(row[i]) for row in plain[1:] if row[i]) for i in range(columns)]
     lines = []
     for row in plain:

@@ -88,7 +88,7 @@ class EnvoyRouter:
             if expected is not None and before.state != expected:
                 raise ConflictError(
                     f"The routes changed meanwhile: {_describe(before.state)} instead of {_describe(expected)}.",
-                    hint="Look at `sluice rollout status`; a rollback by somebody else ends this rollout.",
+                    hint="Look at `sluice release status`; a rollback by somebody else ends this rollout.",
                 )
             for target in state.targets():
                 reason = before.refused.get(target.release)

@@ -1,7 +1,6 @@
 """Which release answers: the state of the gateway in plain values, and what every gateway router can do.
 
-A router has two implementations of one protocol: Envoy by files (`router.EnvoyRouter`), and HTTPRoute weights of the
-Gateway API on a cluster.
+`Router` is the protocol; `router.EnvoyRouter` implements it over Envoy's files.
 """
 
 from __future__ import annotations

@@ -142,6 +142,8 @@ def test_a_deleted_trace_is_not_trained_on() -> None:
     result = curate(records, HOLDOUT, existing={records[0].id, records[2].id})
     assert [e.trace_id for e in result.examples] == [records[0].id, records[2].id]
     assert result.by_reason == {"deleted in the trace store": 1}
+    assert "not deleted" in [step.name for step in result.steps]
+    assert "not deleted" not in [step.name for step in curate(records, HOLDOUT).steps]
 
 
 def test_a_policy_has_an_identity_and_limits() -> None:

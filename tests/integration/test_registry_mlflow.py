@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -30,6 +23,7 @@ from sluice.registry.runs import (
     log_training_run,
 )
 from sluice.registry.versions import Version, find_version, list_versions, register_version, set_gate
+from tests.registry.mlflow_server import Crash, CrashingRegistry, crash_at_every_call, mlflow_server
 
 pytestmark = pytest.mark.integration
 
@@ -41,37 +35,8 @@ GATE = "Better.\n\n| Metric | Candidate |\n|---|---|\n| token_f1 | 0.595 |"
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("mlflow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/files"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                if httpx.get(f"{address}/health", timeout=2).status_code == 200:
-                    break
-            except httpx.HTTPError:
-                pass
-            if server.poll() is not None or time.monotonic() > deadline:
-                pytest.fail((folder / "server.log").read_text()[-2000:])
-            time.sleep(0.3)
+    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as address:
         yield address
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
 
 
 @pytest.fixture
@@ -113,26 +78,6 @@ def train(registry: MlflowRegistry, name: str, card: Path, points: int = 5, rank
     )
 
 
-class Crash(BaseException):
-    """Stands for the end of the process: nothing catches it."""
-
-
-class CrashingRegistry(MlflowRegistry):
-    """Ends the process when its `after`-th writing call was done; the server's state is that before the next one."""
-
-    def __init__(self, uri: str, after: int) -> None:
-        super().__init__(uri, timeout_s=30)
-        self.left = after
-
-    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        response = super()._request(method, path, **options)
-        if method != "GET" and not path.endswith("/search"):
-            self.left -= 1
-            if self.left == 0:
-                raise Crash
-        return response
-
-
 def test_the_same_digest_twice_is_one_version(registry: MlflowRegistry, card: Path) -> None:
     first = register(registry, "twice", "a", card, licence="CC-BY-4.0")
     again = register(registry, "twice", "a", card, licence="CC-BY-4.0")
@@ -162,9 +107,24 @@ def test_a_name_taken_by_another_digest_is_refused(registry: MlflowRegistry) -> 
     assert list_versions(registry, "taken") == []
 
 
-def test_a_crash_between_any_two_calls_converges(registry: MlflowRegistry, card: Path) -> None:
-    def whole(target: MlflowRegistry, name: str) -> Version:
-        run = train(target, name, card)
+def test_a_run_whose_logging_crashed_anywhere_is_one_whole_run(registry: MlflowRegistry, card: Path) -> None:
+    experiment = registry.experiment("training")
+    names = crash_at_every_call(registry, "crash-run", lambda target, name: train(target, name, card))
+    # Run, parameters, tags, metrics, dataset, card, end.
+    assert len(names) == 7
+    for name in names:
+        found = registry.post("runs/search", experiment_ids=[experiment], filter=f"tags.application = '{name}'")["runs"]
+        assert [run["info"]["status"] for run in found] == ["FINISHED"]
+        assert len(found[0]["inputs"]["dataset_inputs"]) == 1
+        points = registry.get("metrics/get-history", run_id=found[0]["info"]["run_id"], metric_key="loss")["metrics"]
+        assert len(points) == 5
+
+
+def test_a_registration_that_crashed_anywhere_is_one_version(registry: MlflowRegistry, card: Path) -> None:
+    registry.experiment("releases")
+    run = train(registry, "crash", card)
+
+    def work(target: MlflowRegistry, name: str) -> None:
         version = register_version(
             target,
             application=name,
@@ -175,32 +135,16 @@ def test_a_crash_between_any_two_calls_converges(registry: MlflowRegistry, card:
             files={"card.html": card},
             run_id=run.run_id,
         )
-        return set_gate(target, version, "pass", GATE, DECISION)
+        set_gate(target, version, "pass", GATE, DECISION)
 
-    # The experiments' own creation is not counted: they are there before.
-    registry.experiment("training"), registry.experiment("releases")
-    crashes = 0
-    while crashes < 40:
-        name = f"crash-{crashes + 1}"
-        try:
-            whole(CrashingRegistry(registry.uri, crashes + 1), name)
-        except Crash:
-            crashes += 1
-        else:
-            break
-        version = whole(registry, name)
-        assert [v.number for v in list_versions(registry, name)] == [1]
-        assert version.aliases == ("candidate",)
+    names = crash_at_every_call(registry, "crash", work)
+    # Logged model, card, output, ready, registered model, version; approval, gate, description, alias, note, decision.
+    assert len(names) == 12
+    for name in names:
+        (version,) = list_versions(registry, name)
+        assert (version.number, version.aliases) == (1, ("candidate",))
         assert (version.tags["gate"], version.tags["approval"]) == ("pass", "waiting")
-        runs = registry.post(
-            "runs/search",
-            experiment_ids=[registry.experiment("training")],
-            filter=f"tags.application = '{name}'",
-        )["runs"]
-        assert [run["info"]["status"] for run in runs] == ["FINISHED"]
-        assert len(runs[0]["inputs"]["dataset_inputs"]) == 1
-    # Run, parameters, tags, metrics, dataset, card, end; model, card, output, ready, name, version; gate.
-    assert crashes >= 17
+        assert version.tags["decision"] == DECISION
 
 
 def test_another_recipe_for_the_same_adapter_is_refused(registry: MlflowRegistry, card: Path) -> None:

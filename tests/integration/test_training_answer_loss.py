@@ -55,7 +55,7 @@ def test_loss_is_on_the_answer_and_the_token_that_ends_the_turn(sample: tuple[di
     assert labels[: len(expected)] == expected
     assert set(labels[len(expected) :]) <= {-100}
     # pad = eos = <|im_end|> = 2 in this model: masking by token value would hide the end of the turn.
-    end = plain.token_to_id("<|im_end|>")
+    end = int(plain.token_to_id("<|im_end|>") or 0)
     assert (end, tokenizer.pad_token_id, tokenizer.eos_token_id) == (2, 2, 2)
     assert labels.count(end) == 1
     assert labels.index(end) == len(prompt_ids) - 1 + len(answer_ids) - 2

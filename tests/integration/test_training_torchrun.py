@@ -1,5 +1,7 @@
-"""The real thing, small: two gloo processes, FSDP2, a random llama. Each start of torchrun costs about half a minute
-of imports, so one story is told with three starts: a run without interruption, a run killed in the middle, its resumption.
+"""The real thing, small: two gloo processes, FSDP2, a random llama.
+
+Each start of torchrun costs about half a minute of imports, so one story is told with three starts: a run without
+interruption, a run killed in the middle, and its resumption.
 """
 
 from __future__ import annotations

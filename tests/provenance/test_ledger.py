@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,29 @@ def test_a_put_whose_answer_was_lost_is_still_ours(
     assert ledger.entries() == [entry]
 
 
+def test_the_same_words_at_the_same_moment_are_still_two_writers(
+    ledger: Ledger, object_store: DirectoryStore, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StandingClock(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> StandingClock:
+            return cls(2026, 3, 1, tzinfo=tz)
+
+    monkeypatch.setattr("sluice.provenance.ledger.datetime", StandingClock)
+    put = object_store.put
+    first: list[LedgerEntry] = []
+
+    def overtaken(key: str, data: bytes, *, if_absent: bool = False) -> None:
+        monkeypatch.setattr(object_store, "put", put)
+        first.append(Ledger(object_store, "faq", signer).append("note", {}, "ann", expected_head=None))
+        put(key, data, if_absent=if_absent)
+
+    monkeypatch.setattr(object_store, "put", overtaken)
+    with pytest.raises(ConflictError, match="ann was first"):
+        ledger.append("note", {}, "ann", expected_head=None)
+    assert ledger.entries() == first
+
+
 def change_byte(objects: DirectoryStore) -> None:
     data = bytearray(place(objects, 2).read_bytes())
     data[data.index(b'"payload":"') + 40] ^= 1
@@ -178,10 +202,17 @@ def test_an_entry_of_another_ledger_is_refused(ledger: Ledger, object_store: Dir
 
 
 def test_a_cut_end_is_told_to_whoever_read_further_before(ledger: Ledger, object_store: DirectoryStore) -> None:
-    fill(ledger, 3)
+    entries = fill(ledger, 3)
+    last = place(object_store, 3).read_bytes()
     place(object_store, 3).unlink()
     with pytest.raises(IntegrityError, match=r"entry 3 of ledger 'faq' .*was there before and is gone"):
         ledger.entries()
+    with pytest.raises(IntegrityError, match="Entry 3 of ledger 'faq' is missing"):
+        ledger.append("note", {}, "ann", expected_head=entries[-1].digest)
+    place(object_store, 3).write_bytes(last + b" ")
+    with pytest.raises(IntegrityError, match=r"entry 3 of ledger 'faq' .*was there before and is gone"):
+        ledger.append("note", {}, "ann", expected_head=entries[-1].digest)
+    assert not place(object_store, 4).exists()
 
 
 def test_a_foreign_object_in_the_ledger_is_told(ledger: Ledger, object_store: DirectoryStore) -> None:

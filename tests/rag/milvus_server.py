@@ -1,4 +1,4 @@
-"""What the index's integration tests share: a milvus-lite server that can be killed, and the real model, once a text."""
+"""What the integration tests of the index share: a milvus-lite server to kill, and the real model, once a text."""
 
 from __future__ import annotations
 

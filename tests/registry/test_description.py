@@ -56,6 +56,7 @@ def test_a_table_too_wide_for_the_page_stays_a_table_that_wraps() -> None:
     assert "```" not in text
     assert "| 0.595&nbsp;&nbsp;&nbsp; |" in text
     assert "|---|---|---|---|---|" in text
+    assert text.index("12.25") < text.index("\n\n&nbsp;\n\n") < text.index("**To decide:**")
 
 
 def test_a_table_under_its_title_line_is_found() -> None:

@@ -70,8 +70,8 @@ Figures = Callable[[str, float, float], ReleaseSamples]
 
 
 def healthy(release: str, since: float, until: float) -> ReleaseSamples:
-    """Five requests a second on each side, half of them judged well."""
-    count = int(5 * (until - since))
+    """Twenty requests a second on each side, half of them judged well."""
+    count = int(20 * (until - since))
     return samples(release, count, up=count // 2)
 
 
@@ -83,7 +83,7 @@ class Memory:
     target: Target
     store: FileRolloutStore
     figures: Figures = healthy
-    policy: RolloutPolicy = field(default_factory=default_policy)
+    policy: RolloutPolicy = field(default_factory=lambda: with_limits(default_policy(), minimum_time_s=1))
     clock: FakeClock = field(default_factory=FakeClock)
     log: list[str] = field(default_factory=list)
     allowed: bool = True
@@ -184,7 +184,7 @@ class _DyingStore(FileRolloutStore):
 def with_limits(policy: RolloutPolicy, **changes: object) -> RolloutPolicy:
     """The policy with every step changed alike."""
     steps = tuple(step.model_copy(update=changes) for step in policy.steps)
-    return policy.model_copy(update={"steps": steps})
+    return policy.model_copy(update={"steps": steps, "bake_s": 1.0})
 
 
 def unlike(stable: str, canary: ReleaseSamples) -> Figures:

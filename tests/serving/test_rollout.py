@@ -8,7 +8,8 @@ import pytest
 
 from sluice.infra.errors import ConflictError, GateRefused, UnavailableError
 from sluice.serving.analysis import ReleaseSamples
-from sluice.serving.rollout import RolloutResult
+from sluice.serving.policy import default_policy
+from sluice.serving.rollout_interfaces import RolloutResult
 from sluice.serving.rollout_state import FileRolloutStore
 from sluice.serving.routes import RouteState
 from tests.serving.fakes import Figures, Killed, Memory, healthy, unlike
@@ -43,6 +44,7 @@ def test_a_healthy_release_rises_step_by_step_and_becomes_stable(tmp_path: Path)
 
 def test_each_step_keeps_its_minimum_time(tmp_path: Path) -> None:
     application = memory(tmp_path)
+    application.policy = default_policy()
     events = application.rollout().run().events
     raised = [event.time for event in events if event.kind == "raise"]
     passed = [event.time for event in events if event.kind == "pass"]
@@ -183,7 +185,7 @@ def test_killed_at_any_write_a_healthy_rollout_converges(tmp_path: Path) -> None
 
 def test_killed_at_any_write_a_failing_rollout_never_rises_again(tmp_path: Path) -> None:
     def figures(release: str, since: float, until: float) -> ReleaseSamples:
-        bad = release == CANARY.release and since > 1002
+        bad = release == CANARY.release and since > 1000
         return samples(release, 10, errors=9) if bad else healthy(release, since, until)
 
     for point in range(1, writes_of(tmp_path / "count", figures) + 1):

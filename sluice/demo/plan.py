@@ -1,0 +1,41 @@
+"""How large the demonstration is: a plan is a YAML file with every number in it."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sluice.infra.errors import InputError
+
+
+class Plan(BaseModel):
+    """Sizes and names of one demonstration."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base_model: str
+    traffic_questions: int = Field(ge=1, description="questions asked before the retraining")
+    holdout_size: int = Field(ge=8, description="questions never trained on")
+    minimum_examples: int = Field(ge=2)
+    concurrency: int = Field(ge=1, le=64, description="users at once")
+    recipe: str
+    suite: str
+    policy: str = Field(description="rollout policy: `default` or a YAML file")
+    drill: bool = Field(description="also train on shuffled labels and watch gate and canary refuse it")
+    drill_steps: int = Field(ge=1)
+
+
+def load_plan(name: str) -> Plan:
+    """A bundled plan (`demo`, `tiny`) or a YAML file. Raises `InputError` naming the field."""
+    import yaml
+
+    bundled = files("sluice.demo") / "plans" / f"{name}.yaml"
+    try:
+        text = bundled.read_text() if bundled.is_file() else Path(name).read_text()
+        return Plan.model_validate(yaml.safe_load(text))
+    except OSError as error:
+        raise InputError(f"--plan {name!r} cannot be read: {error}.", hint="Bundled plans: demo, tiny.") from error
+    except (ValidationError, yaml.YAMLError) as error:
+        raise InputError(f"--plan {name!r} is not a plan: {error}.") from error
