@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sluice.provenance.artifacts import ArtifactStore
 from tests.support.directory_store import DirectoryStore
+from tests.support.installation import Installation
 
 
 @pytest.fixture
@@ -18,3 +21,19 @@ def object_store(tmp_path: Path) -> DirectoryStore:
 @pytest.fixture
 def artifacts(object_store: DirectoryStore, tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(object_store, tmp_path / "artifact-cache")
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """One installation with all parts, on a random llama; stopped at the end, whatever happened."""
+    made = Installation(tmp_path_factory.mktemp("installation") / "home")
+    try:
+        yield made
+    finally:
+        made.run("down")
+
+
+@pytest.fixture(scope="session")
+def loop(installation: Installation) -> Any:
+    """The result of one whole loop in the installation."""
+    return installation.json("demo", "--plan", "tiny", timeout_s=420)

@@ -15,6 +15,7 @@ class CurationPolicy:
     `cap_per_user` is absolute and not a share: a few hundred records are enough to plant a behaviour, whatever the
     size of the rest. `holdout_gram` is the length in words of a run that a question may not share with a holdout
     question; `holdout_overlap` the share of words (Jaccard) from which on it counts as the same question.
+    `min_grounding` is the share of a label's words that its retrieved passages must hold.
     """
 
     min_question: int = 3
@@ -24,6 +25,7 @@ class CurationPolicy:
     cap_per_user: int = 100
     holdout_gram: int = 8
     holdout_overlap: float = 0.8
+    min_grounding: float = 0.6
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():

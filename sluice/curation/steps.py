@@ -26,6 +26,7 @@ def curation_steps(
         *asked,
         CurationStep("evidence", _select),
         CurationStep("shape", _each(_shape(policy))),
+        CurationStep("grounded", _each(_grounded(policy))),
         CurationStep("holdout", _each(_decontaminate(holdout, policy))),
         CurationStep("duplicates", _first_of_each_question),
         CurationStep("cap per user", _cap(policy.cap_per_user)),
@@ -89,6 +90,24 @@ def _shape(policy: CurationPolicy) -> Callable[[Candidate], str]:
         if normalise(label) == normalise(question):
             return "label repeats the question"
         return "label with broken characters" if _broken(label) else ""
+
+    return reason_of
+
+
+def _grounded(policy: CurationPolicy) -> Callable[[Candidate], str]:
+    """A label that its passages do not support teaches the model to make things up.
+
+    The measure is K-precision, the share of an answer's words that stand in the passages (Adlakha et al. 2024,
+    "Evaluating Correctness and Faithfulness of Instruction-Following Models for Question Answering", TACL 12).
+    """
+
+    def reason_of(candidate: Candidate) -> str:
+        if not candidate.record.contexts:
+            return ""
+        known = {word for context in candidate.record.contexts for word in words(context.text)}
+        label = words(candidate.label)
+        share = sum(word in known for word in label) / len(label)
+        return "" if share >= policy.min_grounding else "label not supported by the retrieved passages"
 
     return reason_of
 

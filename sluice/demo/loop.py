@@ -53,10 +53,15 @@ class Loop:
     bar: Callable[[str], AbstractContextManager[Report]]
 
     def stage(
-        self, name: str, parameters: Mapping[str, Json], inputs: Mapping[str, str], work: Callable[[Path], StepOutput]
+        self,
+        name: str,
+        parameters: Mapping[str, Json],
+        inputs: Mapping[str, str],
+        work: Callable[[Path], StepOutput],
+        rooms: tuple[str, ...] = ROOMS,
     ) -> dict[str, Json]:
-        """The values of a finished stage, found or made."""
-        key = StepKey(f"demo/{name}", code_digest(*ROOMS, locks=("main", "serve")), dict(parameters), dict(inputs))
+        """The values of a finished stage, found or made. `rooms` is the code that its result depends on."""
+        key = StepKey(f"demo/{name}", code_digest(*rooms, locks=("main", "serve")), dict(parameters), dict(inputs))
         record_, hit = self.workspace.steps.run(key, work)
         if hit:
             self.console.print(f"  [cyan]↺[/] {name}: done before, nothing to do")
@@ -107,7 +112,8 @@ class Loop:
             return StepOutput({}, values)
 
         parameters = {"questions": digest_json([one.id for one in questions])}
-        return self.stage("traffic", parameters, {"release": champion, "index": index}, work)
+        rooms = ("demo.assistant", "demo.player", "rag.prompt", "rag.retrieve")
+        return self.stage("traffic", parameters, {"release": champion, "index": index}, work, rooms)
 
     def retrain(self, window: Mapping[str, Json], name: str, *, champion: str, index: str, **changes: Json) -> dict[str, Json]:
         """Traces to a decided candidate."""
@@ -120,6 +126,7 @@ class Loop:
             "suite": self.plan.suite,
             "holdout_size": self.plan.holdout_size,
             "minimum_examples": self.plan.minimum_examples,
+            "validation_share": self.plan.validation_share,
             **changes,
         }
 

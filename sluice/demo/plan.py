@@ -19,6 +19,7 @@ class Plan(BaseModel):
     traffic_questions: int = Field(ge=1, description="questions asked before the retraining")
     holdout_size: int = Field(ge=8, description="questions never trained on")
     minimum_examples: int = Field(ge=2)
+    validation_share: float = Field(gt=0, lt=1)
     concurrency: int = Field(ge=1, le=64, description="users at once")
     recipe: str
     suite: str

@@ -24,7 +24,7 @@ def retrain(
     recipe: str = "demo",
     overrides: str = "",
     suite: str = "demo",
-    holdout_size: int = 120,
+    holdout_size: int = 110,
     minimum_examples: int = 50,
     validation_share: float = 0.1,
     shuffle_labels: bool = False,

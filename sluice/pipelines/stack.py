@@ -86,7 +86,7 @@ def unpack_base(workspace: Workspace, report: Report = no_report) -> str:
         manifest = workspace.artifacts.put_directory(made.folder, "base-model", made.metadata)
         return StepOutput({"base": manifest.digest}, {"bytes": manifest.size})
 
-    code = code_digest("training.base_model", "training.gguf", "training.safetensors_file", "training.tokenizer_files")
+    code = code_digest("training.base_model", "training.safetensors_file", "training.tokenizer_files")
     report(0, 0, f"unpacking {name}")
     record, _ = workspace.steps.run(StepKey("base-model", code, {"name": name}, {}), unpack, report)
     digest = record.output.artifacts["base"]

@@ -1,7 +1,7 @@
 """A trained adapter as two files in PEFT's layout, checked against its base model, the same bytes on every machine.
 
 AutoModel leaves paths of this machine, its own settings and a copy of the tokenizer beside the weights. Here remain
-adapter_model.safetensors (written again in name order) and adapter_config.json (what PEFT and vLLM read, no path), so
+adapter_model.safetensors (written again, in float32) and adapter_config.json (what PEFT and vLLM read, no path), so
 that two runs on the same inputs give one artifact digest.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from sluice.infra.errors import IntegrityError
 from sluice.provenance.canonical import Json
 from sluice.training.recipe import Recipe
-from sluice.training.safetensors_file import SafetensorsHeader, read_bytes, read_float32, read_header, write_tensors
+from sluice.training.safetensors_file import FloatArray, read_float32, read_header, write_tensors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE_NAME = "base-model"
@@ -36,14 +36,13 @@ def collect_adapter(checkpoint_model: Path, base_dir: Path, recipe: Recipe, targ
     source = checkpoint_model / WEIGHTS
     if not source.is_file():
         raise IntegrityError(f"The checkpoint {checkpoint_model} holds no {WEIGHTS}.")
-    header = read_header(source)
-    modules = check_tensors(source, header, _base_shapes(base_dir), recipe)
+    tensors = read_float32(source)
+    modules = check_tensors(source, tensors, _base_shapes(base_dir), recipe)
     config = _adapter_config(modules, recipe)
     staging = target.with_name(target.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    tensors = {name: (tensor.dtype, tensor.shape) for name, tensor in header.tensors.items()}
-    write_tensors(staging / WEIGHTS, tensors, lambda name: read_bytes(source, header, name))
+    write_tensors(staging / WEIGHTS, tensors)
     (staging / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     staging.replace(target)
@@ -51,7 +50,7 @@ def collect_adapter(checkpoint_model: Path, base_dir: Path, recipe: Recipe, targ
 
 
 def check_tensors(
-    path: Path, header: SafetensorsHeader, base_shapes: Mapping[str, tuple[int, ...]], recipe: Recipe
+    path: Path, tensors: Mapping[str, FloatArray], base_shapes: Mapping[str, tuple[int, ...]], recipe: Recipe
 ) -> tuple[str, ...]:
     """The adapted modules' full names, sorted. Raises `IntegrityError`.
 
@@ -60,7 +59,7 @@ def check_tensors(
     """
     halves: dict[str, set[str]] = {}
     trained = False
-    for name, tensor in header.tensors.items():
+    for name, values in tensors.items():
         match = _TENSOR.match(name)
         if not match:
             raise IntegrityError(f"{path} holds {name!r}, which is no LoRA weight.")
@@ -71,9 +70,8 @@ def check_tensors(
         if module.rsplit(".", 1)[-1] not in recipe.lora.target_modules:
             raise IntegrityError(f"{name} adapts a module outside lora.target_modules {recipe.lora.target_modules}.")
         expected = (recipe.lora.rank, base[1]) if half == "A" else (base[0], recipe.lora.rank)
-        if tensor.shape != expected:
-            raise IntegrityError(f"{name} has shape {tensor.shape}; rank and base model give {expected}.")
-        values = read_float32(path, header, name)
+        if values.shape != expected:
+            raise IntegrityError(f"{name} has shape {values.shape}; rank and base model give {expected}.")
         if not np.isfinite(values).all():
             raise IntegrityError(f"{name} holds numbers that are not finite: training diverged.")
         trained = trained or (half == "B" and bool(values.any()))
@@ -111,7 +109,7 @@ def _adapter_config(modules: tuple[str, ...], recipe: Recipe) -> Json:
 def _base_shapes(base_dir: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted(base_dir.glob("*.safetensors")):
-        shapes |= {name: tensor.shape for name, tensor in read_header(path).tensors.items()}
+        shapes |= {name: tensor.shape for name, tensor in read_header(path).items()}
     if not shapes:
         raise IntegrityError(f"The base model {base_dir} holds no safetensors file.")
     return shapes

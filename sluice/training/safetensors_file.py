@@ -1,131 +1,85 @@
-"""The safetensors file format, without torch: read a header, write a file.
+"""Safetensors files without torch: what the library checks, and a little more.
 
-Layout (https://github.com/huggingface/safetensors#format): 8 bytes little-endian header length, a JSON header with
-dtype, shape and byte range of each tensor, then the bytes. There is nothing in it that can run code, and one set of
-tensors has one set of bytes here: names in order, no machine-dependent metadata.
+The library reads and writes the format, and refuses a header whose names, shapes and byte ranges do not fill the file
+exactly. Added here: weights are floating, and the header carries no text of unknown meaning. One set of tensors has
+one set of bytes: the library orders them by dtype and name, and writes a file whole or not at all.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from sluice.infra.errors import IntegrityError
 
-_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_LONGEST_HEADER = 100_000_000
+FloatArray = npt.NDArray[np.float32]
+
+_METADATA = {"format": "pt"}
+"""What transformers and PEFT write, and vLLM expects."""
+_LAYOUTS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+"""The dtypes of weights, as numpy reads their bytes; it has no bfloat16."""
 
 
 @dataclass(frozen=True)
 class TensorHeader:
-    """One tensor of a file: dtype as the format spells it (`F32`), shape, byte range after the header."""
+    """One tensor of a file: dtype as the format spells it (`F32`), shape."""
 
     dtype: str
     shape: tuple[int, ...]
-    start: int
-    end: int
 
 
-@dataclass(frozen=True)
-class SafetensorsHeader:
-    """The checked header of a file. `data_start` is the file offset of byte 0 of the tensors."""
+def read_header(path: Path) -> dict[str, TensorHeader]:
+    """The checked header by tensor name; no weight is read.
 
-    tensors: Mapping[str, TensorHeader]
-    metadata: Mapping[str, str]
-    data_start: int
-
-
-def read_header(path: Path) -> SafetensorsHeader:
-    """Read and check a header: known dtypes, ranges that fit the shapes, follow each other and fill the file.
-
-    Raises `IntegrityError` naming the tensor (or the file) that breaks a rule.
+    Raises `IntegrityError` for what is no safetensors file, a dtype other than F32, F16 and BF16, or unknown metadata.
     """
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _LONGEST_HEADER + 1
-        if length > min(_LONGEST_HEADER, max(size - 8, 0)):
-            raise IntegrityError(f"{path} is not a safetensors file: its header does not fit.")
-        try:
-            raw = json.loads(stream.read(length))
-            metadata = dict(raw.pop("__metadata__", {}))
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
             tensors = {
-                name: TensorHeader(
-                    str(entry["dtype"]), tuple(int(n) for n in entry["shape"]), *(int(n) for n in entry["data_offsets"])
-                )
-                for name, entry in raw.items()
+                name: TensorHeader(str(view.get_dtype()), tuple(view.get_shape())) for name, view in views.items()
             }
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IntegrityError(f"{path} is not a safetensors file: its header is broken ({error!r}).") from error
-    position = 0
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].start):
-        if tensor.dtype not in _SIZES:
-            raise IntegrityError(f"{name} in {path} has the unknown dtype {tensor.dtype!r}.")
-        expected = position + _SIZES[tensor.dtype] * math.prod(tensor.shape)
-        if (tensor.start, tensor.end) != (position, expected):
-            raise IntegrityError(
-                f"{name} in {path} covers bytes {tensor.start} to {tensor.end}; {position} to {expected} fit."
-            )
-        position = expected
-    if size != 8 + length + position:
-        raise IntegrityError(f"{path} has {size} bytes; its header describes {8 + length + position}.")
-    return SafetensorsHeader(tensors, metadata, 8 + length)
+    except SafetensorError as error:
+        raise IntegrityError(f"{path} is not a safetensors file: {error}.") from error
+    for key, value in metadata.items():
+        if _METADATA.get(key) != value:
+            raise IntegrityError(f"{path} carries the metadata {key} = {value!r}; only {_METADATA} is known.")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _LAYOUTS:
+            raise IntegrityError(f"{name} in {path} is {tensor.dtype}; weights are one of {', '.join(_LAYOUTS)}.")
+    return tensors
 
 
-def read_bytes(path: Path, header: SafetensorsHeader, name: str) -> npt.NDArray[np.uint8]:
-    """The raw little-endian bytes of one tensor."""
-    tensor = header.tensors[name]
-    with path.open("rb") as stream:
-        stream.seek(header.data_start + tensor.start)
-        return np.fromfile(stream, dtype=np.uint8, count=tensor.end - tensor.start)
+def read_float32(path: Path) -> dict[str, FloatArray]:
+    """All tensors of a small file (it is held in memory) as float32, which loses nothing. Raises as `read_header`."""
+    from safetensors import deserialize
+
+    read_header(path)
+    # Not through safe_open: for numpy it refuses bfloat16, where this call leaves the bytes to the caller.
+    return {
+        name: _widen(str(entry["dtype"]), entry["data"]).reshape(tuple(entry["shape"]))
+        for name, entry in deserialize(path.read_bytes())
+    }
 
 
-def read_float32(path: Path, header: SafetensorsHeader, name: str) -> npt.NDArray[np.float32]:
-    """One tensor of F32, F16 or BF16 as float32, in its shape. Raises `IntegrityError` for another dtype."""
-    tensor = header.tensors[name]
-    raw = read_bytes(path, header, name)
-    if tensor.dtype == "BF16":
+def _widen(dtype: str, data: bytearray) -> FloatArray:
+    values = np.frombuffer(data, dtype=_LAYOUTS[dtype])
+    if dtype == "BF16":
         # bfloat16 is the upper half of a float32.
-        values = (raw.view("<u2").astype("<u4") << 16).view("<f4")
-    elif tensor.dtype in ("F32", "F16"):
-        values = raw.view({"F32": "<f4", "F16": "<f2"}[tensor.dtype])
-    else:
-        raise IntegrityError(f"{name} in {path} is {tensor.dtype}; a floating type of 16 or 32 bits was expected.")
-    return values.reshape(tensor.shape).astype(np.float32)
+        values = (values.astype("<u4") << 16).view("<f4")
+    return values.astype(np.float32)
 
 
-def write_tensors(
-    path: Path, tensors: Mapping[str, tuple[str, tuple[int, ...]]], read: Callable[[str], npt.NDArray[Any]]
-) -> None:
-    """Write tensors given as (dtype, shape) by name; `read(name)` gives one's values, or its raw bytes as uint8.
+def write_tensors(path: Path, tensors: Mapping[str, FloatArray]) -> None:
+    """Write tensors by name."""
+    from safetensors.numpy import save_file
 
-    In name order and one at a time, so that a large model needs the memory of one tensor. The file appears whole or
-    not at all. Raises `IntegrityError` when the bytes of a tensor do not fill its shape.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name in sorted(tensors):
-        dtype, shape = tensors[name]
-        end = position + _SIZES[dtype] * math.prod(shape)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
-        position = end
-    encoded = json.dumps(header, separators=(",", ":")).encode()
-    encoded += b" " * (-len(encoded) % 8)
-    staging = path.with_name(path.name + ".partial")
-    with staging.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(encoded)) + encoded)
-        for name in sorted(tensors):
-            values = np.ascontiguousarray(read(name))
-            begin, end = header[name]["data_offsets"]
-            if values.nbytes != end - begin:
-                raise IntegrityError(f"{name} has {values.nbytes} bytes; {tensors[name]} takes {end - begin}.")
-            stream.write(values.reshape(-1).view(np.uint8).data)
-    staging.replace(path)
+    # The library writes an array's memory as it lies: rows that are not contiguous would come out wrong.
+    save_file({name: np.ascontiguousarray(values) for name, values in tensors.items()}, path, metadata=_METADATA)

@@ -12,7 +12,7 @@ from sluice.infra.errors import IntegrityError
 from sluice.provenance.artifacts import describe_directory
 from sluice.training.adapter import CONFIG, WEIGHTS, collect_adapter, read_config
 from sluice.training.recipe import Recipe, load_recipe
-from sluice.training.safetensors_file import read_header, write_tensors
+from sluice.training.safetensors_file import write_tensors
 
 Arrays = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
 PREFIX = "base_model.model."
@@ -20,7 +20,7 @@ PREFIX = "base_model.model."
 
 def write(path: Path, arrays: Arrays) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_tensors(path, {name: ("F32", tuple(a.shape)) for name, a in arrays.items()}, lambda name: arrays[name])
+    write_tensors(path, arrays)
 
 
 def lora(layers: int = 2, rank: int = 4) -> Arrays:
@@ -122,5 +122,5 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, base: Path, recipe
     whole = (tmp_path / "m" / WEIGHTS).read_bytes()
     for damaged in (whole[:-4], whole + b"x", b"\xff" * 64, whole[:9] + b"}" + whole[10:]):
         (tmp_path / "m" / WEIGHTS).write_bytes(damaged)
-        with pytest.raises(IntegrityError):
-            read_header(tmp_path / "m" / WEIGHTS)
+        with pytest.raises(IntegrityError, match="not a safetensors file"):
+            collect_adapter(tmp_path / "m", base, recipe, tmp_path / "adapter")

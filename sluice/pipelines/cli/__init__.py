@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import entry_points
 
@@ -9,6 +10,9 @@ import typer
 
 from sluice.infra.errors import SluiceError
 from sluice.pipelines.cli import chain, output, releases, runs, stack
+
+# gRPC's C core writes its own log lines over ours (Milvus answers idle connections' pings with a scolding).
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 app = typer.Typer(
     name="sluice",
