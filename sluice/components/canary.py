@@ -7,9 +7,7 @@ from sluice.components.task import Task, component
 
 
 @component
-def canary(
-    adapter: str, policy: str, allow_override: bool
-) -> NamedTuple("Outputs", [("outcome", str)]):  # type: ignore[valid-type]
+def canary(adapter: str, policy: str, allow_override: bool) -> NamedTuple("Outputs", [("outcome", str)]):  # type: ignore[valid-type]
     """Roll out with analysis. Ends with `promote` or `failed`; on failure everybody is back already."""
     from sluice.components.canary import canary_step
     from sluice.components.task import task

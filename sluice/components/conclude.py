@@ -6,7 +6,7 @@ from sluice.components.task import Task, component
 
 @component
 def conclude(adapter: str, previous: str, outcome: str, policy: str, allow_override: bool) -> str:
-    """Promote by compare-and-swap on the previous champion, or retire what failed. Returns `promoted` or `rolled-back`."""
+    """Promote by compare-and-swap on the previous champion, or retire what failed: `promoted` or `rolled-back`."""
     from sluice.components.conclude import conclude_step
     from sluice.components.task import task
 

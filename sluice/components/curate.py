@@ -34,9 +34,7 @@ def curate(
         publish(curated, digest, kind="dataset")
 
 
-def curate_step(
-    running: Task, *, records: str, holdout: str, index: str, minimum: int, validation_share: float
-) -> str:
+def curate_step(running: Task, *, records: str, holdout: str, index: str, minimum: int, validation_share: float) -> str:
     """Digest of the dataset made from these records."""
 
     def work(folder: Path) -> StepOutput:
@@ -50,7 +48,10 @@ def curate_step(
         workspace = running.workspace
         found = workspace.folder(records)
         curation = curate(
-            read_records(found / "records.jsonl"), read_holdout(workspace.folder(holdout)), CurationPolicy(), report=running.report
+            read_records(found / "records.jsonl"),
+            read_holdout(workspace.folder(holdout)),
+            CurationPolicy(),
+            report=running.report,
         )
         licences = corpus_licences(running, index)
         sources = DatasetSources(records, holdout, read_summary(found), licences, workspace.settings.application)

@@ -7,9 +7,9 @@ from sluice.components.task import Task, component
 
 
 @component
-def load(
-    adapter: str, policy: str, allow_override: bool
-) -> NamedTuple("Outputs", [("digest", str), ("previous", str)]):  # type: ignore[valid-type]
+def load(adapter: str, policy: str, allow_override: bool) -> NamedTuple(  # type: ignore[valid-type]
+    "Outputs", [("digest", str), ("previous", str)]
+):
     """Ask the ledger for leave, load the verified adapter under its immutable name, probe it."""
     from sluice.components.load import load_step
     from sluice.components.task import task

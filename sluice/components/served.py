@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sluice.components.workspace import Workspace
-from sluice.infra.errors import UnavailableError
+from sluice.infra.errors import InputError, UnavailableError
 from sluice.serving.adapters import AdapterShelf, load_adapter, unload_adapter
 from sluice.serving.envoy import GatewaySettings
 from sluice.serving.router import EnvoyRouter
@@ -39,7 +39,8 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
             "The gateway has no address: setting serving.gateway_url is empty.", hint="Start it: `sluice up`."
         )
     port, admin_port = urlsplit(url).port, urlsplit(admin).port
-    assert port is not None and admin_port is not None
+    if port is None or admin_port is None:
+        raise InputError(f"Setting serving.gateway_url = {url!r} or gateway_admin_url = {admin!r} names no port.")
     return GatewaySettings(settings.application, settings.home / "gateway", port, admin_port)
 
 

@@ -20,9 +20,9 @@ class Subjects:
 
 
 @component
-def subjects(
-    since: str, until: str, champion: str, index: str
-) -> NamedTuple("Outputs", [("champion", str), ("base", str), ("index", str), ("since", str), ("until", str)]):  # type: ignore[valid-type]
+def subjects(since: str, until: str, champion: str, index: str) -> NamedTuple(  # type: ignore[valid-type]
+    "Outputs", [("champion", str), ("base", str), ("index", str), ("since", str), ("until", str)]
+):
     """Pin what was left open: the champion and the index of this moment, and all traces until now."""
     from dataclasses import astuple
 

@@ -131,7 +131,13 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(state: TaskState, error: str, hint: str, exit_code: int) -> None:
-    state.state, state.finished, state.error, state.hint, state.exit_code = "failed", time.time(), error, hint, exit_code
+    state.state, state.finished, state.error, state.hint, state.exit_code = (
+        "failed",
+        time.time(),
+        error,
+        hint,
+        exit_code,
+    )
     _publish(state)
 
 
@@ -194,7 +200,9 @@ def parse_time(text: str, name: str) -> datetime:
     try:
         instant = datetime.fromisoformat(text)
     except ValueError as error:
-        raise InputError(f"Parameter {name} = {text!r} is not a time.", hint="Use ISO 8601: 2026-11-21T09:00:00Z") from error
+        raise InputError(
+            f"Parameter {name} = {text!r} is not a time.", hint="Use ISO 8601: 2026-11-21T09:00:00Z"
+        ) from error
     if instant.tzinfo is None:
         raise InputError(f"Parameter {name} = {text!r} has no offset.", hint="Append Z for UTC.")
     return instant.astimezone(UTC)

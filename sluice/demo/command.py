@@ -65,7 +65,9 @@ def demo(
         heading(6, "drill: an adapter trained on shuffled labels meets the gate")
         steps = f'{{"schedule.max_steps": {chosen.drill_steps}}}'
         current = str(candidate["adapter"]) if candidate["verdict"] == "pass" else champion
-        spoilt = loop.retrain(window, "drill-retrain", champion=current, index=index, shuffle_labels=True, overrides=steps)
+        spoilt = loop.retrain(
+            window, "drill-retrain", champion=current, index=index, shuffle_labels=True, overrides=steps
+        )
         result["drill"] = {"retrain": spoilt}
         if spoilt["verdict"] == "pass":
             out.print("[red]The gate passed the spoilt adapter. The drill found a hole.[/]")
@@ -78,7 +80,12 @@ def demo(
     question = loop.open_questions()[-1]
     reply = assistant.ask(question.question, session="last", user="you")
     assistant.close()
-    result["last"] = {"question": question.question, "answer": reply.text, "trace": reply.trace_id, "error": reply.error}
+    result["last"] = {
+        "question": question.question,
+        "answer": reply.text,
+        "trace": reply.trace_id,
+        "error": reply.error,
+    }
     result["seconds"] = round(time.monotonic() - started, 1)
     if as_json:
         show_json(result)
@@ -101,7 +108,13 @@ def progress_bar(out: Any, text: str) -> Iterator[Any]:
 
         yield say
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=out, transient=True) as progress:
         task = progress.add_task(text, total=None)
 

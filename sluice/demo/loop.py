@@ -39,7 +39,18 @@ from sluice.provenance.steps import StepKey, StepOutput
 from sluice.rag.corpus import FaqItem, load_faq
 from sluice.registry.versions import set_tag
 
-ROOMS = ("demo", "pipelines", "components", "curation", "rag", "training", "evaluation", "registry", "serving", "provenance")
+ROOMS = (
+    "demo",
+    "pipelines",
+    "components",
+    "curation",
+    "rag",
+    "training",
+    "evaluation",
+    "registry",
+    "serving",
+    "provenance",
+)
 APPROVER = "policy:demo"
 
 
@@ -115,7 +126,9 @@ class Loop:
         rooms = ("demo.assistant", "demo.player", "rag.prompt", "rag.retrieve")
         return self.stage("traffic", parameters, {"release": champion, "index": index}, work, rooms)
 
-    def retrain(self, window: Mapping[str, Json], name: str, *, champion: str, index: str, **changes: Json) -> dict[str, Json]:
+    def retrain(
+        self, window: Mapping[str, Json], name: str, *, champion: str, index: str, **changes: Json
+    ) -> dict[str, Json]:
         """Traces to a decided candidate."""
         parameters: dict[str, Json] = {
             "since": window["since"],
@@ -219,7 +232,9 @@ class Loop:
         for decided in take_over(self.workspace):
             self.console.print(f"  version {decided.version.number} {decided.state} in MLflow by {decided.approver}")
 
-    def _run(self, pipeline: str, parameters: Mapping[str, Json], refresh: Callable[[], RenderableType] | None = None) -> Run:
+    def _run(
+        self, pipeline: str, parameters: Mapping[str, Json], refresh: Callable[[], RenderableType] | None = None
+    ) -> Run:
         return follow(start_run(self.workspace.settings, pipeline, parameters), self.console, refresh=refresh)
 
     @contextmanager
@@ -238,7 +253,9 @@ class Loop:
 
         def status() -> RenderableType:
             t = player.tally
-            return Text(f"users meanwhile: {t.asked} asked, {t.errors} errors, {t.up} thumbs up, {t.down} down", style="dim")
+            return Text(
+                f"users meanwhile: {t.asked} asked, {t.errors} errors, {t.up} thumbs up, {t.down} down", style="dim"
+            )
 
         try:
             yield player, status

@@ -51,9 +51,11 @@ class Played:
 
 
 class TrafficPlayer:
-    """Asks with `concurrency` users at once. The reviewer's words are written in batches, once their traces have arrived."""
+    """Asks with `concurrency` users at once. Reviews are written in batches, once their traces have arrived."""
 
-    def __init__(self, assistant: Assistant, store: TraceStore, *, concurrency: int = 8, session_prefix: str = "s") -> None:
+    def __init__(
+        self, assistant: Assistant, store: TraceStore, *, concurrency: int = 8, session_prefix: str = "s"
+    ) -> None:
         self._assistant = assistant
         self._store = store
         self._concurrency = concurrency

@@ -1,4 +1,4 @@
-"""The one screen at the end: what was learnt, the gate, the rollout, the lineage of the last answer, and where to look."""
+"""The one screen at the end: what was learnt, the gate, the rollout, the last answer's lineage, where to look."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def show_result(console: Console, workspace: Workspace, result: dict[str, Any]) 
         _drill(console, result["drill"])
     _last_answer(console, workspace, result["last"])
     _links(console, workspace, result)
-    console.print(f"\n[dim]{result['seconds']:.0f} s in all. `sluice status` shows the parts, `sluice down` stops them.[/]")
+    console.print(
+        f"\n[dim]{result['seconds']:.0f} s in all. `sluice status` shows the parts, `sluice down` stops them.[/]"
+    )
 
 
 def _learnt(console: Console, result: dict[str, Any]) -> None:
@@ -38,7 +40,8 @@ def _learnt(console: Console, result: dict[str, Any]) -> None:
     curated, training = candidate["curated"], candidate["training"]
     rules = ", ".join(f"{count} by {rule}" for rule, count in curated["by_rule"].items())
     console.print(
-        f"[bold]learnt[/]  {traffic['traces']} traces ({traffic['up']} thumbs up, {traffic['down']} down with a correction)"
+        f"[bold]learnt[/]  {traffic['traces']} traces"
+        f" ({traffic['up']} thumbs up, {traffic['down']} down with a correction)"
         f" → {curated['train']} + {curated['validation']} examples ({rules})"
         f" → adapter {short(candidate['adapter'])}, {training['steps']} steps, loss {training['final_loss']:.2f},"
         f" {training['seconds']:.0f} s of training"
@@ -73,7 +76,12 @@ def _rollout(console: Console, title: str, release: dict[str, Any]) -> None:
             continue
         clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
         style = VERDICT_STYLE.get(event["verdict"] or "", "")
-        table.add_row(clock, f"{event['weight']}%", f"[{style}]{event['kind']}[/]" if style else event["kind"], escape(event["sentence"]))
+        table.add_row(
+            clock,
+            f"{event['weight']}%",
+            f"[{style}]{event['kind']}[/]" if style else event["kind"],
+            escape(event["sentence"]),
+        )
     console.print()
     console.print(table)
     who = ", ".join(f"{count} by {short(digest)}" for digest, count in release["by_release"].items() if digest)

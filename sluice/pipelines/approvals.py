@@ -45,12 +45,14 @@ def find_candidate(workspace: Workspace, text: str) -> Version:
             raise InputError("VERSION = 'candidate': no version waits.", hint="`sluice approvals` lists what there is.")
         return waiting[0]
     if not text.isdigit():
-        raise InputError(f"VERSION = {text!r} is not a number.", hint="Use the version's number in MLflow, or `candidate`.")
+        raise InputError(
+            f"VERSION = {text!r} is not a number.", hint="Use the version's number in MLflow, or `candidate`."
+        )
     return get_version(registry, workspace.settings.application, int(text))
 
 
 def record(workspace: Workspace, version: Version, state: State, approver: str, comment: str) -> Decided:
-    """Write a decision on a version into the ledger, then show it in MLflow. Raises `GateRefused` as the ledger rules."""
+    """Write a decision on a version into the ledger, then show it in MLflow. Raises `GateRefused`."""
     if state == "approved":
         override = workspace.settings.release.allow_override
         record_approval(

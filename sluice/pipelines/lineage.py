@@ -36,7 +36,9 @@ def answer_lineage(workspace: Workspace, graph: LineageGraph, trace: str) -> Nod
 
     records = list(open_trace_store(workspace.settings).traces_by_id([trace]))
     if not records:
-        raise InputError(f"There is no trace {trace!r} in the trace store.", hint="Was it deleted, or not exported yet?")
+        raise InputError(
+            f"There is no trace {trace!r} in the trace store.", hint="Was it deleted, or not exported yet?"
+        )
     record = records[0]
     children = [graph.ancestors(digest) for digest in (record.release, record.index_digest) if digest]
     return Node("trace", f"answer of {trace}", trace, tuple(children))

@@ -35,7 +35,7 @@ def main(folder: Path) -> int:
         run.state, run.exit_code = "done", 0
     except SluiceError as error:
         run.state, run.error, run.hint, run.exit_code = "failed", error.message, error.hint, error.exit_code
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (whatever ends a run is written down)
         traceback.print_exc()
         _explain(run, error)
     run.finished = time.time()

@@ -1,7 +1,7 @@
 """Runs of the local profile: one folder a run, one process group a run, attach or go on after any crash.
 
-`.sluice/runs/<id>/` holds `run.json` (what was asked, how it went), `run.log` (everything its tasks printed), `dag.json`
-(tasks and what they wait for), `tasks/` and `progress/` (written by the tasks themselves).
+`.sluice/runs/<id>/` holds `run.json` (what was asked, how it went), `run.log` (everything its tasks printed),
+`dag.json` (tasks and what they wait for), `tasks/` and `progress/` (written by the tasks themselves).
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def list_runs(settings: Settings) -> list[Run]:
 def find_run(settings: Settings, prefix: str) -> Run:
     """The run whose id starts with `prefix`, or ends with it; `last` is the newest."""
     runs = list_runs(settings)
-    found = runs[:1] if prefix == "last" else [run for run in runs if run.id.startswith(prefix) or run.id.endswith(prefix)]
+    found = (
+        runs[:1] if prefix == "last" else [run for run in runs if run.id.startswith(prefix) or run.id.endswith(prefix)]
+    )
     if len(found) != 1:
         problem = "no run" if not found else f"{len(found)} runs"
         raise InputError(f"RUN = {prefix!r} names {problem}.", hint="`sluice runs` lists them.")

@@ -13,7 +13,15 @@ from typing import Any
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.champion import current_champion, name_base
-from sluice.components.served import adapter_shelf, ensure_loaded, gateway_settings, release_name, router, target, vllm_url
+from sluice.components.served import (
+    adapter_shelf,
+    ensure_loaded,
+    gateway_settings,
+    release_name,
+    router,
+    target,
+    vllm_url,
+)
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.local_parts import LOCAL_PORTS, endpoints, load_or_create_secrets, local_parts, prepare_local_parts
@@ -95,7 +103,7 @@ def unpack_base(workspace: Workspace, report: Report = no_report) -> str:
 
 
 def first_release(workspace: Workspace, base: str) -> None:
-    """Make the base model the first champion, in the open: there is nothing to compare it with, and the ledger says so."""
+    """Make the base model the first champion; the ledger says that there was nothing to compare it with."""
     state = read_state(workspace.ledger)
     if state.champion() is not None:
         return
@@ -117,9 +125,7 @@ def first_release(workspace: Workspace, base: str) -> None:
             allow_override=True,
         )
     if read_state(workspace.ledger).approval_for(base) is None:
-        record_approval(
-            workspace.ledger, adapter=base, approver=FIRST_RELEASE, comment=reason, allow_override=True
-        )
+        record_approval(workspace.ledger, adapter=base, approver=FIRST_RELEASE, comment=reason, allow_override=True)
     promote(workspace.ledger, release=base, expected_champion=None, actor=FIRST_RELEASE, allow_override=True)
 
 
@@ -204,5 +210,3 @@ def _require_local(settings: Settings) -> None:
             f"Setting profile = {settings.profile!r}: `up`, `down` and `status` are about the local parts.",
             hint="On a cluster the parts are Kubernetes objects; use SLUICE_PROFILE=local here.",
         )
-
-

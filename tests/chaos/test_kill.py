@@ -119,7 +119,9 @@ def test_release_killed_in_every_step_promotes_once(
     assert routes["canary"] is None
 
 
-def test_rollback_needs_only_the_gateway(installation: Installation, second_candidate: dict[str, Any], loop: Any) -> None:
+def test_rollback_needs_only_the_gateway(
+    installation: Installation, second_candidate: dict[str, Any], loop: Any
+) -> None:
     adapter = second_candidate["tasks"]["train"]["outputs"]["adapter"]
     assert installation.json("release", "status")["routes"]["stable"]["release"] == adapter
     parts = {part["name"]: part["pid"] for part in installation.json("status")}
@@ -151,7 +153,9 @@ def _run_through_kills(installation: Installation, pipeline: str, parameters: di
         fresh = _wait_for_fresh_task(installation, Path(run["log"]).parent, killed)
         if fresh is None:
             ended = installation.wait_for(
-                lambda: (s := state())["state"] not in ("running", "pending") and s, timeout_s=240, what=f"end of {pipeline}"
+                lambda: (s := state())["state"] not in ("running", "pending") and s,
+                timeout_s=240,
+                what=f"end of {pipeline}",
             )
             assert ended["state"] == "done", ended["error"]
             return {**ended, "killed": killed}

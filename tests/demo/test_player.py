@@ -13,7 +13,9 @@ from sluice.demo.player import TrafficPlayer, review
 from sluice.infra.errors import InputError
 from sluice.rag.corpus import FaqItem
 
-ITEMS = [FaqItem(f"q{n}", "permits", f"Question {n}?", f"The answer to number {n} is a building permit.") for n in range(6)]
+ITEMS = [
+    FaqItem(f"q{n}", "permits", f"Question {n}?", f"The answer to number {n} is a building permit.") for n in range(6)
+]
 
 
 class Tracer:

@@ -122,4 +122,3 @@ def _walk(node: dict[str, Any]) -> Any:
     yield node
     for child in node["children"]:
         yield from _walk(child)
-

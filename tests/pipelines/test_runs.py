@@ -69,7 +69,8 @@ def test_asking_again_attaches_to_the_live_run(settings: Settings) -> None:
 
 
 def test_cancel_ends_the_whole_group(settings: Settings) -> None:
-    code = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+    sleep = "import time; time.sleep(60)"
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {sleep!r}]); {sleep}"
     process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     parent = psutil.Process(process.pid)
     deadline = time.monotonic() + 10

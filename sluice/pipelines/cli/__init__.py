@@ -45,6 +45,6 @@ def main() -> None:
         code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (the last resort: a sentence instead of a stack trace)
         code = output.show_unexpected(error, as_json=wants_json)
     sys.exit(code if isinstance(code, int) else 0)

@@ -23,7 +23,7 @@ def lineage(
 ) -> None:
     """Show what something came from: an answer to its release, data, traces, code; or with --reverse what came of it.
 
-    Examples: [bold]sluice lineage 2[/] (version 2), [bold]sluice lineage TRACE_ID[/], [bold]sluice lineage TRACE_ID --reverse[/]
+    Examples: [bold]sluice lineage 2[/] (version 2), [bold]sluice lineage TRACE_ID --reverse[/]
     """
     from dataclasses import asdict
 
@@ -49,7 +49,14 @@ def ledger(
     if as_json:
         show_json(
             [
-                {"sequence": e.sequence, "digest": e.digest, "kind": e.kind, "actor": e.actor, "time": e.time, "body": e.body}
+                {
+                    "sequence": e.sequence,
+                    "digest": e.digest,
+                    "kind": e.kind,
+                    "actor": e.actor,
+                    "time": e.time,
+                    "body": e.body,
+                }
                 for e in shown
             ]
         )
@@ -57,8 +64,21 @@ def ledger(
     rows = []
     for entry in shown:
         about = entry.body.get("release") or entry.body.get("adapter")
-        rows.append([entry.sequence, entry.time[:19], entry.kind, short(about) if about else "", entry.actor, _words(entry.body)])
-    show_table(f"ledger: {len(entries)} entries, chain and signatures verified", ["#", "time (UTC)", "kind", "release", "by", ""], rows)
+        rows.append(
+            [
+                entry.sequence,
+                entry.time[:19],
+                entry.kind,
+                short(about) if about else "",
+                entry.actor,
+                _words(entry.body),
+            ]
+        )
+    show_table(
+        f"ledger: {len(entries)} entries, chain and signatures verified",
+        ["#", "time (UTC)", "kind", "release", "by", ""],
+        rows,
+    )
 
 
 def _words(body: Any) -> str:

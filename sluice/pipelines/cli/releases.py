@@ -16,7 +16,9 @@ release_app = typer.Typer(no_args_is_help=True, help="Watch the rollout under wa
 
 Comment = Annotated[str, typer.Option(help="Kept in the ledger and shown in MLflow")]
 By = Annotated[str, typer.Option("--by", help="Who decides; your login by default")]
-VersionArgument = Annotated[str, typer.Argument(metavar="VERSION", help="Number of the version in MLflow, or `candidate`")]
+VersionArgument = Annotated[
+    str, typer.Argument(metavar="VERSION", help="Number of the version in MLflow, or `candidate`")
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -54,7 +56,12 @@ def approvals(
     rows = [[v.number, v.tags.get("gate", ""), v.tags.get("approval", ""), v.url] for v in waiting]
     if as_json:
         recorded = [{"version": d.version.number, "state": d.state, "by": d.approver} for d in taken]
-        show_json({"recorded": recorded, "waiting": [dict(zip(("version", "gate", "approval", "url"), r, strict=True)) for r in rows]})
+        show_json(
+            {
+                "recorded": recorded,
+                "waiting": [dict(zip(("version", "gate", "approval", "url"), r, strict=True)) for r in rows],
+            }
+        )
     else:
         show_table("candidates", ["version", "gate", "approval", "page"], rows, empty="none waits")
 
@@ -63,7 +70,9 @@ def approve(
     version: VersionArgument,
     comment: Comment = "",
     by: By = "",
-    force: Annotated[str, typer.Option("--force", metavar="REASON", help="Release what the gate refused, under your name")] = "",
+    force: Annotated[
+        str, typer.Option("--force", metavar="REASON", help="Release what the gate refused, under your name")
+    ] = "",
     release: Annotated[bool, typer.Option(help="Start the release at once")] = True,
     policy: Annotated[str, typer.Option(help="Rollout policy: `default` or a YAML file")] = "default",
     as_json: JsonFlag = False,
@@ -127,13 +136,17 @@ def release_status(as_json: JsonFlag = False) -> None:
     show_table(
         f"rollout of {latest.target.served_name}: {latest.phase}" if latest else "rollout",
         ["time", "weight", "", "what happened"],
-        [[time.strftime("%H:%M:%S", time.localtime(e["time"])), f"{e['weight']}%", e["kind"], e["sentence"]] for e in events],
+        [
+            [time.strftime("%H:%M:%S", time.localtime(e["time"])), f"{e['weight']}%", e["kind"], e["sentence"]]
+            for e in events
+        ],
     )
 
 
 @release_app.command("abort")
 def release_abort(
-    reason: Annotated[str, typer.Option(help="Kept in the rollout's record")] = "aborted by hand", as_json: JsonFlag = False
+    reason: Annotated[str, typer.Option(help="Kept in the rollout's record")] = "aborted by hand",
+    as_json: JsonFlag = False,
 ) -> None:
     """End the rollout under way: everybody back on stable, the release marked as failed. Needs only the gateway."""
     _roll_back(reason, promoted_too=False, as_json=as_json)

@@ -71,7 +71,9 @@ def list_runs(
         seconds = (item.finished or time.time()) - item.started
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(item.started))
         rows.append([item.id, item.state, when, f"{seconds:.0f} s", item.error or ""])
-    show_table("runs", ["run", "state", "started", "took", "cause"], rows, empty="none; `sluice run retrain` starts one")
+    show_table(
+        "runs", ["run", "state", "started", "took", "cause"], rows, empty="none; `sluice run retrain` starts one"
+    )
 
 
 def cancel(run_id: Annotated[str, typer.Argument(metavar="RUN", help="id, its end, or `last`")]) -> None:

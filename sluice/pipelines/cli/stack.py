@@ -23,7 +23,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def up(as_json: JsonFlag = False) -> None:
-    """Start the local parts: object store, MLflow, Milvus, vLLM, Envoy. Safe to run at any time: it mends what is not well.
+    """Start the local parts: object store, MLflow, Milvus, vLLM, Envoy. Run it at any time: it mends what is not well.
 
     Everything binds to 127.0.0.1. Ports are chosen once and kept; addresses are in `sluice status`.
     """
@@ -36,7 +36,12 @@ def up(as_json: JsonFlag = False) -> None:
         show_json([_service_row(item) for item in bring_up(settings)])
         return
     with Progress(
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
     ) as progress:
         bar = progress.add_task("starting", total=None)
 
@@ -81,7 +86,9 @@ def _show_services(services: list[Any]) -> None:
         row = _service_row(item)
         healthy = {True: "yes", False: "no", None: ""}[row["healthy"]]
         rows.append([row["name"], row["state"], healthy, row["pid"] or "", row["url"] or "", row["detail"] or ""])
-    show_table("local parts", ["part", "state", "healthy", "pid", "address", ""], rows, empty="none; `sluice up` starts them")
+    show_table(
+        "local parts", ["part", "state", "healthy", "pid", "address", ""], rows, empty="none; `sluice up` starts them"
+    )
 
 
 def logs(
@@ -103,7 +110,8 @@ def logs(
             path = find_run(settings, name).log
         except InputError as error:
             raise InputError(
-                f"NAME = {name!r} is neither a part nor a run.", hint=f"Parts: {', '.join(known) or 'none started yet'}."
+                f"NAME = {name!r} is neither a part nor a run.",
+                hint=f"Parts: {', '.join(known) or 'none started yet'}.",
             ) from error
     with path.open(errors="replace") as stream:
         for line in deque(stream, maxlen=lines):
@@ -130,7 +138,9 @@ def doctor(as_json: JsonFlag = False) -> None:
         show_table("doctor", ["", "check", "found", "way out"], rows)
     failed = [one.name for one in checks if not one.ok]
     if failed:
-        raise UnavailableError(f"{len(failed)} check(s) failed: {', '.join(failed)}.", hint="The way out is beside each.")
+        raise UnavailableError(
+            f"{len(failed)} check(s) failed: {', '.join(failed)}.", hint="The way out is beside each."
+        )
 
 
 @config_app.command("show")
