@@ -42,7 +42,7 @@ def read_header(path: Path) -> dict[str, TensorHeader]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            views = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  (not a mapping)
+            views = {name: file.get_slice(name) for name in sorted(file.keys())}
             tensors = {
                 name: TensorHeader(str(view.get_dtype()), tuple(view.get_shape())) for name, view in views.items()
             }
@@ -62,10 +62,12 @@ def read_float32(path: Path) -> dict[str, FloatArray]:
     from safetensors import deserialize
 
     read_header(path)
-    # Not through safe_open: for numpy it refuses bfloat16, where this call leaves the bytes to the caller.
+    # Not through safe_open: for numpy it refuses bfloat16, where this call leaves the bytes to the caller. The order in
+    # which it gives the tensors changes from call to call.
+    found = dict(deserialize(path.read_bytes()))  # type: ignore[no-untyped-call]  # so in the library's stub
     return {
-        name: _widen(str(entry["dtype"]), entry["data"]).reshape(tuple(entry["shape"]))
-        for name, entry in deserialize(path.read_bytes())  # type: ignore[no-untyped-call]  # so in the library's stub
+        name: _widen(str(found[name]["dtype"]), found[name]["data"]).reshape(tuple(found[name]["shape"]))
+        for name in sorted(found)
     }
 
 

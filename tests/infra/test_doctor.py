@@ -65,7 +65,8 @@ def test_each_lack_is_named_with_a_way_out(change: dict[str, Any], name: str, de
     assert found.way_out
 
 
-def test_this_machine_is_seen_and_left_as_it_was(tmp_path: Path) -> None:
+def test_this_machine_is_seen_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLUICE_SERVE_PYTHON", raising=False)
     machine = inspect(Settings(home=tmp_path / "home", serve_python=tmp_path / "nowhere"))
     assert machine.python == sys.version_info[:3]
     assert machine.memory_available > 0
