@@ -100,12 +100,16 @@ def load_run(folder: Path) -> Run:
 
 
 def list_runs(settings: Settings) -> list[Run]:
-    """All readable runs, newest first. A run whose process died without a word is shown as `killed`."""
+    """All readable runs, newest first. A run whose process died without a word is shown as `killed`.
+
+    A folder whose file is missing or damaged is passed over: one bad run must not hide the others.
+    """
     runs = []
     for folder in settings.runs.glob("*/"):
-        if not (folder / "run.json").is_file():
+        try:
+            run = load_run(folder)
+        except InputError:
             continue
-        run = load_run(folder)
         if run.state in ("pending", "running") and not run.alive:
             run.state = "killed"
         runs.append(run)

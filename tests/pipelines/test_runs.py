@@ -101,3 +101,11 @@ def test_missing_values_are_named(settings: Settings) -> None:
     run = _run(settings, "retrain-1")
     with pytest.raises(StepFailed, match="gate"):
         run.value("gate", "verdict")
+
+
+def test_a_damaged_run_does_not_hide_the_others(settings: Settings) -> None:
+    _run(settings, "retrain-1", state="done")
+    broken = settings.runs / "retrain-2"
+    broken.mkdir()
+    (broken / "run.json").write_text('{"id": "retr')
+    assert [one.id for one in list_runs(settings)] == ["retrain-1"]
