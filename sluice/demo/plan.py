@@ -23,7 +23,7 @@ class Plan(BaseModel):
     concurrency: int = Field(ge=1, le=64, description="users at once")
     recipe: str
     suite: str
-    policy: str = Field(description="rollout policy: `default` or a YAML file")
+    policy: str = Field(description="rollout policy: `default`, or a YAML file beside the plan")
     drill: bool = Field(description="also train on shuffled labels and watch gate and canary refuse it")
     drill_steps: int = Field(ge=1)
 
@@ -32,10 +32,14 @@ def load_plan(name: str) -> Plan:
     """A bundled plan (`demo`, `tiny`) or a YAML file. Raises `InputError` naming the field."""
     import yaml
 
-    bundled = files("sluice.demo") / "plans" / f"{name}.yaml"
+    bundled = Path(str(files("sluice.demo") / "plans" / f"{name}.yaml"))
+    path = bundled if bundled.is_file() else Path(name)
     try:
-        text = bundled.read_text() if bundled.is_file() else Path(name).read_text()
-        return Plan.model_validate(yaml.safe_load(text))
+        plan = Plan.model_validate(yaml.safe_load(path.read_text()))
+        if plan.policy == "default":
+            return plan
+        # A policy lies beside its plan.
+        return plan.model_copy(update={"policy": str((path.parent / plan.policy).absolute())})
     except OSError as error:
         raise InputError(f"--plan {name!r} cannot be read: {error}.", hint="Bundled plans: demo, tiny.") from error
     except (ValidationError, yaml.YAMLError) as error:

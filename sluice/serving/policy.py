@@ -43,6 +43,7 @@ class ProbePolicy(BaseModel):
     prompts: tuple[str, ...] = Field(min_length=1)
     max_tokens: int = Field(16, ge=1, le=256)
     timeout_s: float = Field(60.0, gt=0)
+    answered: float = Field(1.0, ge=0, le=1, description="share of the prompts that must get an answer with text")
     effect_above: float = Field(0.05, gt=0, description="a smaller difference from stable means: it does nothing")
     base_within: float = Field(0.3, gt=0, description="a larger difference of the base model's own answers fails")
 

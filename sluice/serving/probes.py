@@ -83,7 +83,8 @@ def run_probes(
             return ProbeReport(candidate, tuple(checks))
         answers = record_answers(client, candidate, policy)
         empty = sum(not answer.text.strip() for answer in answers)
-        note("answers", not empty, f"{len(answers) - empty} of {len(answers)} probe prompts got an answer.")
+        enough = len(answers) - empty >= policy.answered * len(answers)
+        note("answers", enough, f"{len(answers) - empty} of {len(answers)} probe prompts got an answer.")
         numbers = [value for answer in answers for _, value in answer.tokens]
         sound = bool(numbers) and all(math.isfinite(value) for value in numbers)
         note("finite", sound, f"Its log-probabilities are {'' if sound else 'not '}all finite numbers.")

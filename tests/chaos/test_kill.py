@@ -32,13 +32,19 @@ POLICY = {
         "pass_confidence": 0.8,
         "fail_confidence": 0.99,
         "error_rate": {"fail_above": 0.05, "tolerance": 0.6},
-        "empty_answers": {"fail_above": 0.05, "tolerance": 0.9},
+        "empty_answers": {"gating": False, "fail_above": 0.9, "tolerance": 0.95},
         "truncated_answers": {"gating": False, "fail_above": 0.9, "tolerance": 0.95},
         "thumbs_down": {"gating": False, "fail_above": 0.9, "tolerance": 0.95},
         "time_to_first_token": {"gating": False, "fail_above": 50, "tolerance": 100},
         "total_time": {"gating": False, "fail_above": 50, "tolerance": 100},
     },
-    "probes": {"prompts": ["What is a permit?"], "max_tokens": 4, "effect_above": 0.0001, "base_within": 0.5},
+    "probes": {
+        "prompts": ["What is a permit?"],
+        "max_tokens": 4,
+        "answered": 0,
+        "effect_above": 0.0001,
+        "base_within": 0.5,
+    },
 }
 
 
