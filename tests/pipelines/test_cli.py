@@ -122,3 +122,48 @@ def test_exit_codes_are_documented_and_distinct() -> None:
     assert len(set(codes)) == len(codes)
     text = DOCS.read_text()
     assert all(f"| {code} |" in text for code in codes)
+
+
+def test_an_unreachable_store_is_a_sentence(tmp_path: Path) -> None:
+    keys = {"SLUICE_OBJECT_STORE__ACCESS_KEY": "a", "SLUICE_OBJECT_STORE__SECRET_KEY": "b"}
+    address = "http://127.0.0.1:9"
+    done = _run("ledger", "--json", home=tmp_path / "home", SLUICE_OBJECT_STORE__ENDPOINT_URL=address, **keys)
+    told = json.loads(done.stdout)
+    assert done.returncode == told["exit_code"] == 3
+    assert address in told["error"]
+    assert "sluice up" in told["hint"]
+
+
+def test_a_corrupt_endpoints_file_is_named(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "endpoints.json").write_text('{"object_store": ')
+    done = _run("status", "--json", home=home)
+    told = json.loads(done.stdout)
+    assert done.returncode == 2
+    assert "endpoints.json" in told["error"]
+    assert "sluice up" in told["hint"]
+
+
+def test_a_wrong_settings_file_names_the_field(tmp_path: Path) -> None:
+    file = tmp_path / "sluice.yaml"
+    file.write_text("application: Has Spaces\n")
+    done = _run("config", "show", "--json", home=tmp_path / "home", SLUICE_SETTINGS=str(file))
+    told = json.loads(done.stdout)
+    assert done.returncode == 2
+    assert "application" in told["error"]
+    assert "Has Spaces" in told["error"]
+
+
+def test_a_busy_fixed_port_is_named_with_its_setting(tmp_path: Path) -> None:
+    import socket
+
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = str(held.getsockname()[1])
+        done = _run("up", "--json", home=tmp_path / "home", SLUICE_PORTS__MLFLOW=port, SLUICE_SERVE_PYTHON=sys.executable)
+    told = json.loads(done.stdout)
+    assert done.returncode == 2
+    assert port in told["error"]
+    assert "mlflow" in told["error"]
