@@ -127,7 +127,7 @@ def question(number: int) -> str:
 def ask(tracer: ChatTracer, number: int) -> str:
     with tracer.chat(session=f"s-{number // 3}", user=f"u-{number % 4}", question=question(number), model="m") as span:
         messages = [Message("system", "You answer."), Message("user", f"Context:\n- c\n\nQuestion: {question(number)}")]
-        contexts = [Context(f"c{number}", "text of the chunk")]
+        contexts = [Context(f"c{number}", f"Answer {number}. Corrected {number}: 1 2")]
         span.prompted(messages, version="faq-1", contexts=contexts, index_digest=INDEX)
         span.answer(
             f"Answer {number}.",
@@ -171,7 +171,7 @@ def test_what_was_sent_is_what_is_harvested(tracer: ChatTracer, store: TraceStor
         assert (record.session, record.user) == (f"s-{number // 3}", f"u-{number % 4}")
         assert (record.prompt_version, record.environment, record.model) == ("faq-1", "production", f"m-{number % 2}")
         assert (record.input_tokens, record.output_tokens, record.ttft_ms) == (100 + number, number, 10.5 + number)
-        assert record.contexts == (Context(f"c{number}", "text of the chunk"),)
+        assert record.contexts == (Context(f"c{number}", f"Answer {number}. Corrected {number}: 1 2"),)
         (thumb,) = latest_scores(record.scores, THUMB)
         assert (thumb.value, thumb.source, thumb.author) == (number % 3 != 0, "user", f"u-{number % 4}")
         corrections = [score.value for score in latest_scores(record.scores, CORRECTION)]
