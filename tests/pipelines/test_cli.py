@@ -162,7 +162,8 @@ def test_a_busy_fixed_port_is_named_with_its_setting(tmp_path: Path) -> None:
         held.bind(("127.0.0.1", 0))
         held.listen()
         port = str(held.getsockname()[1])
-        done = _run("up", "--json", home=tmp_path / "home", SLUICE_PORTS__MLFLOW=port, SLUICE_SERVE_PYTHON=sys.executable)
+        fixed = {"SLUICE_PORTS__MLFLOW": port, "SLUICE_SERVE_PYTHON": sys.executable}
+        done = _run("up", "--json", home=tmp_path / "home", **fixed)
     told = json.loads(done.stdout)
     assert done.returncode == 2
     assert port in told["error"]
