@@ -9,7 +9,7 @@ from sluice.components.served import router
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, SluiceError
 from sluice.infra.settings import Settings
-from sluice.provenance.releases import read_state, record_failure, record_rollback
+from sluice.provenance.releases import record_failure, record_rollback
 
 ACTOR = "rollback"
 
@@ -31,10 +31,14 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool) -> dict[st
     notes: list[str] = []
     try:
         workspace = Workspace(settings)
-        if read_state(workspace.ledger).champion() == gone.release or before.canary is not None:
-            record_rollback(workspace.ledger, release=gone.release, to=after.stable.release, reason=reason, actor=ACTOR)
-        record_failure(workspace.ledger, release=gone.release, reason=reason, actor=ACTOR)
+        tell_ledger(workspace, gone=gone.release, now=after.stable.release, reason=reason)
         notes += follow_ledger(workspace)
     except SluiceError as error:
-        notes.append(f"The ledger was not told: {error} Run `sluice rollback` again when it answers.")
+        notes.append(f"The ledger was not told: {error} `sluice up` tells it when it answers.")
     return {"now": after.stable.served_name, "was": gone.served_name, "notes": notes}
+
+
+def tell_ledger(workspace: Workspace, *, gone: str, now: str, reason: str) -> None:
+    """Record what the gateway did already: users went from `gone` to `now`, and `gone` may not rise again."""
+    record_rollback(workspace.ledger, release=gone, to=now, reason=reason, actor=ACTOR)
+    record_failure(workspace.ledger, release=gone, reason=reason, actor=ACTOR)

@@ -13,6 +13,7 @@ from typing import Any
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.champion import current_champion, name_base
+from sluice.components.rollback import tell_ledger
 from sluice.components.served import (
     adapter_shelf,
     ensure_loaded,
@@ -171,7 +172,13 @@ def serve_champion(workspace: Workspace, base: str) -> None:
     if moved:
         # The server's port changed while we were down: the same release is reached elsewhere now.
         state = routes.apply(RouteState(target(settings, state.stable.release)), expected=state)
-    if state.stable.release != champion and state.canary is None:
+    if state.stable.release == champion or state.canary is not None:
+        return
+    refusal = routes.refusal(champion)
+    if refusal:
+        # Somebody rolled the champion back while the ledger could not be told: users stay where they are.
+        tell_ledger(workspace, gone=champion, now=state.stable.release, reason=refusal)
+    else:
         # The ledger was ahead of the gateway when something was killed: the promotion stands.
         routes.apply(RouteState(target(settings, champion)), expected=state)
 
