@@ -27,8 +27,8 @@ def conclude_step(
     """`promoted` or `rolled-back`. The ledger first: the gateway and MLflow follow it, now or at the next run."""
     from sluice.components.aliases import follow_ledger
     from sluice.components.rollout import ACTOR, open_rollout
-    from sluice.components.served import adapter_shelf, release_name, vllm_url
-    from sluice.infra.errors import InputError
+    from sluice.components.served import adapter_shelf, release_name, router, vllm_url
+    from sluice.infra.errors import ConflictError, GateRefused, InputError, UnavailableError
     from sluice.provenance.canonical import short
     from sluice.provenance.releases import promote, read_state
     from sluice.serving.adapters import unload_adapter
@@ -36,21 +36,32 @@ def conclude_step(
 
     workspace = running.workspace
     settings = workspace.settings
+    rollout = open_rollout(workspace, adapter, policy=policy, allow_override=allow_override)
     if outcome == "promote":
         if read_state(workspace.ledger).champion() != adapter:
-            promote(
-                workspace.ledger,
-                release=adapter,
-                expected_champion=previous,
-                actor=ACTOR,
-                allow_override=allow_override and settings.release.allow_override,
-            )
-        open_rollout(workspace, adapter, policy=policy, allow_override=allow_override).finish()
+            try:
+                promote(
+                    workspace.ledger,
+                    release=adapter,
+                    expected_champion=previous,
+                    actor=ACTOR,
+                    allow_override=allow_override and settings.release.allow_override,
+                )
+            except (GateRefused, ConflictError) as error:
+                # Expired or rejected while it baked, or another release was promoted: nobody stays on this one.
+                rollout.step_aside(error)
+                raise
+        rollout.finish()
         told = f"{short(adapter)} is the champion; {short(previous)} stays loaded for rollback"
         ended = "promoted"
     elif outcome == "failed":
-        unload_adapter(VllmClient(vllm_url(settings)), adapter_shelf(settings), release_name(settings, adapter))
-        told = f"{short(adapter)} was rolled back and unloaded; {short(previous)} answers everybody"
+        told = f"{short(adapter)} was rolled back; {short(previous)} answers everybody"
+        try:
+            router(settings).wait_idle(adapter, timeout_s=60)
+            unload_adapter(VllmClient(vllm_url(settings)), adapter_shelf(settings), release_name(settings, adapter))
+        except UnavailableError as error:
+            # Its last answers are still being written: they may end. It has no weight, and no way back to any.
+            told += f" (still loaded: {error.message})"
         ended = "rolled-back"
     else:
         raise InputError(f"outcome = {outcome!r} is neither 'promote' nor 'failed'.")

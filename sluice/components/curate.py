@@ -68,8 +68,12 @@ def curate_step(running: Task, *, records: str, holdout: str, index: str, minimu
 
     record = running.step(
         "curate",
-        rooms=("curation", "components.curate"),
-        parameters={"minimum": minimum, "validation_share": validation_share},
+        rooms=("curation", "rag.corpus", "rag.index", "components.curate"),
+        parameters={
+            "application": running.workspace.settings.application,
+            "minimum": minimum,
+            "validation_share": validation_share,
+        },
         inputs={"records": records, "holdout": holdout, "index": index},
         function=work,
     )

@@ -62,11 +62,20 @@ def evaluate_step(running: Task, *, release: str, base: str, prompts: str, suite
 
     record = running.step(
         "evaluate",
-        rooms=("evaluation.answers", "evaluation.outcomes", "serving.vllm", "components.evaluate"),
+        rooms=(
+            "evaluation.answers",
+            "evaluation.outcomes",
+            "serving.adapters",
+            "serving.vllm",
+            "serving.vllm_worker",
+            "components.evaluate",
+        ),
+        locks=("main", "serve"),
         parameters={
             "generation": chosen.generation.model_dump(mode="json"),
             "items": chosen.items.model_dump(mode="json"),
             "dtype": settings.serving.dtype,
+            "max_model_len": settings.serving.max_model_len,
         },
         inputs={"release": release, "base": base, "prompts": prompts},
         function=work,

@@ -41,7 +41,13 @@ def harvest_step(running: Task, *, since: str, until: str) -> str:
     record = running.step(
         "harvest",
         rooms=("curation", "components.harvest"),
-        parameters={"since_ms": start, "until_ms": end, "store": settings.traces.backend},
+        parameters={
+            "since_ms": start,
+            "until_ms": end,
+            "store": settings.traces.backend,
+            "experiment": settings.traces.experiment,
+            "settle_s": settings.traces.settle_s,
+        },
         inputs={},
         function=read,
     )

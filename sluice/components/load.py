@@ -22,11 +22,12 @@ def load(adapter: str, policy: str, allow_override: bool) -> NamedTuple(  # type
 def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool) -> str:
     """Digest of the champion that the adapter is to replace. Raises `GateRefused` without leave or a passed probe."""
     from sluice.components.champion import base_digest, current_champion
-    from sluice.components.rollout import find_policy
-    from sluice.components.served import ensure_loaded, release_name, vllm_url
+    from sluice.components.rollout import find_policy, rollout_store
+    from sluice.components.served import adapter_shelf, ensure_loaded, release_name, vllm_url
     from sluice.infra.errors import GateRefused
     from sluice.provenance.canonical import require_digest, short
     from sluice.provenance.releases import authorize, read_state, record_failure
+    from sluice.serving.adapters import unload_adapter
     from sluice.serving.probes import record_answers, run_probes
     from sluice.serving.vllm import VllmClient
 
@@ -39,6 +40,14 @@ def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool)
         running.say(f"{short(adapter)} is the champion")
         history = read_state(workspace.ledger).previous_champions()
         return history[0] if history else adapter
+    begun = rollout_store(workspace).load(adapter)
+    if begun is not None and begun.phase not in ("probing", "promoted"):
+        # Its users are the rollout's business, and so is everything that may end it: leave that was taken back, or a
+        # failure that is not cleared away. Refusing here would leave users on it with nobody watching.
+        if not read_state(workspace.ledger).failed(adapter):
+            ensure_loaded(workspace, adapter, base_digest(workspace), VllmClient(vllm_url(settings)))
+        running.say(f"the rollout of {short(adapter)} goes on ({begun.phase})")
+        return champion
     authorize(workspace.ledger, adapter, allow_override=allow_override and settings.release.allow_override)
     chosen = find_policy(policy).probes
     base = base_digest(workspace)
@@ -59,6 +68,7 @@ def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool)
     running.state.values["probes"] = report.to_json()
     if not report.passed:
         record_failure(workspace.ledger, release=adapter, reason=f"probe: {report.sentence}", actor="release")
+        unload_adapter(client, adapter_shelf(settings), candidate)
         raise GateRefused(
             f"Release {short(adapter)} failed its probes before any user saw it: {report.sentence}",
             hint="The champion answers all traffic, as before.",

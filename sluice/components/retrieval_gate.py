@@ -1,7 +1,6 @@
 """Does the new index find what it should, and no worse than the live one?"""
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
-import json
 from pathlib import Path
 
 from kfp import dsl
@@ -62,9 +61,3 @@ def retrieval_gate_step(running: Task, *, index: str, collection: str) -> tuple[
     shown = ", ".join(f"{name} {value:.3f}" for name, value in sorted(values["metrics"].items()))
     running.say(f"{values['verdict']}: {shown} on {values['queries']} questions")
     return record.output.artifacts["decision"], str(values["verdict"])
-
-
-def decision_document(running: Task, digest: str) -> dict[str, object]:
-    """The decision as it was stored."""
-    found: dict[str, object] = json.loads(running.workspace.file(digest, "decision.json"))
-    return found

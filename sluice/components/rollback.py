@@ -7,7 +7,7 @@ from typing import Any
 from sluice.components.aliases import follow_ledger
 from sluice.components.served import router
 from sluice.components.workspace import Workspace
-from sluice.infra.errors import ConflictError, SluiceError
+from sluice.infra.errors import ConflictError, SluiceError, UnavailableError
 from sluice.infra.settings import Settings
 from sluice.provenance.releases import record_failure, record_rollback
 
@@ -18,17 +18,22 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool) -> dict[st
     """Give all users back to stable, or to the release before it. `{"now", "was", "notes"}`, names and sentences.
 
     Raises `ConflictError` when there is nothing to go back from. A ledger that does not answer is a note, not a
-    failure: users come first.
+    failure: users come first. So is a gateway that has not confirmed yet: its decision stands, and asking for
+    another rollback would undo one release more.
     """
     routes = router(settings)
     before = routes.state()
-    if before.canary is not None:
-        after, gone = routes.rollback(reason), before.canary
-    elif promoted_too:
-        after, gone = routes.restore_previous(reason), before.stable
-    else:
+    if before.canary is None and not promoted_too:
         raise ConflictError("No rollout is under way.", hint="`sluice rollback` undoes the last promotion.")
+    gone = before.canary or before.stable
     notes: list[str] = []
+    try:
+        after = routes.rollback(reason) if before.canary is not None else routes.restore_previous(reason)
+    except UnavailableError as error:
+        after = routes.state()
+        if after == before:
+            raise
+        notes.append(f"The gateway has not confirmed yet: {error.message} `sluice up` makes it follow.")
     try:
         workspace = Workspace(settings)
         tell_ledger(workspace, gone=gone.release, now=after.stable.release, reason=reason)
@@ -40,5 +45,9 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool) -> dict[st
 
 def tell_ledger(workspace: Workspace, *, gone: str, now: str, reason: str) -> None:
     """Record what the gateway did already: users went from `gone` to `now`, and `gone` may not rise again."""
-    record_rollback(workspace.ledger, release=gone, to=now, reason=reason, actor=ACTOR)
+    try:
+        record_rollback(workspace.ledger, release=gone, to=now, reason=reason, actor=ACTOR)
+    except ConflictError:
+        # The ledger's champion is another one by now, or was told before. That this release failed holds anyway.
+        pass
     record_failure(workspace.ledger, release=gone, reason=reason, actor=ACTOR)

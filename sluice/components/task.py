@@ -80,9 +80,14 @@ class Task:
         parameters: Mapping[str, Json],
         inputs: Mapping[str, str],
         function: Callable[[Path], StepOutput],
+        locks: tuple[str, ...] = ("main",),
     ) -> StepRecord:
-        """Run a step, or find its record: same name, code of `rooms`, parameters and inputs mean the same result."""
-        key = StepKey(name, code_digest("infra", "provenance", *rooms), dict(parameters), dict(inputs))
+        """Run a step, or find its record: same name, code of `rooms`, parameters and inputs mean the same result.
+
+        `locks` are the environments that compute it: what asks vLLM adds `serve`.
+        """
+        code = code_digest("infra", "provenance", *rooms, locks=locks)
+        key = StepKey(name, code, dict(parameters), dict(inputs))
         record, hit = self.workspace.steps.run(key, function)
         self.state.hit = hit if self.state.hit is None else self.state.hit and hit
         self.state.outputs.update(record.output.artifacts)

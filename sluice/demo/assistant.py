@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
+from sluice.components.holdout import PASSAGES
 from sluice.components.index_alias import vectors_uri
 from sluice.components.workspace import Workspace
 from sluice.curation.emission import ChatSpan, ChatTracer, otlp_target
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from openai import OpenAI
     from openai.types.chat import ChatCompletionMessageParam
 
-PASSAGES = 2
 MAX_TOKENS = 80
 RELEASE_HEADER = "x-sluice-release"
 ADAPTER_HEADER = "x-sluice-adapter"

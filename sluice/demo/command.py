@@ -64,7 +64,8 @@ def demo(
     if chosen.drill:
         heading(6, "drill: an adapter trained on shuffled labels meets the gate")
         steps = f'{{"schedule.max_steps": {chosen.drill_steps}}}'
-        current = str(candidate["adapter"]) if candidate["verdict"] == "pass" else champion
+        promoted = result.get("release", {}).get("outcome") == "promoted"
+        current = str(candidate["adapter"]) if promoted else champion
         spoilt = loop.retrain(
             window, "drill-retrain", champion=current, index=index, shuffle_labels=True, overrides=steps
         )

@@ -191,13 +191,24 @@ class Loop:
         return self.stage(name, {"policy": self.plan.policy, "forced": forced}, {"adapter": adapter}, work)
 
     def refused(self, candidate: Mapping[str, Json]) -> str:
-        """Try to approve what the gate refused, as somebody in a hurry would; the ledger's answer."""
-        version = find_candidate(self.workspace, str(candidate["version"]))
-        try:
-            record(self.workspace, version, "approved", "somebody in a hurry", "")
-        except GateRefused as error:
-            return error.message
-        raise SluiceError("The ledger took an approval of a candidate that the gate refused. This is a defect.")
+        """Try to approve what the gate refused, as somebody in a hurry would; the ledger's answer.
+
+        A stage, since it must not be tried again once the drill has forced the candidate past the gate.
+        """
+        adapter = str(candidate["adapter"])
+
+        def work(_: Path) -> StepOutput:
+            decision = read_state(self.workspace.ledger).decision_for(adapter)
+            if decision is not None and decision.verdict == "overridden":
+                return StepOutput({}, {"refusal": f"{decision.person} has forced it past the gate before."})
+            version = find_candidate(self.workspace, str(candidate["version"]))
+            try:
+                record(self.workspace, version, "approved", "somebody in a hurry", "")
+            except GateRefused as error:
+                return StepOutput({}, {"refusal": error.message})
+            raise SluiceError("The ledger took an approval of a candidate that the gate refused. This is a defect.")
+
+        return str(self.stage("drill-refused", {}, {"adapter": adapter}, work)["refusal"])
 
     def subjects(self) -> tuple[str, str]:
         """Champion and index that the loop started from, pinned by its first call."""
@@ -229,7 +240,10 @@ class Loop:
         set_tag(registry, version, "approval.by", APPROVER)
         set_tag(registry, version, "approval.comment", "The demonstration approves what its gate passed.")
         set_tag(registry, version, "approval", "approved")
-        for decided in take_over(self.workspace):
+        taken, problems = take_over(self.workspace)
+        if problems:
+            raise GateRefused(" ".join(problems))
+        for decided in taken:
             self.console.print(f"  version {decided.version.number} {decided.state} in MLflow by {decided.approver}")
 
     def _run(

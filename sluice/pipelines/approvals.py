@@ -11,7 +11,7 @@ from typing import Literal
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.workspace import Workspace
-from sluice.infra.errors import GateRefused, InputError
+from sluice.infra.errors import ConflictError, GateRefused, InputError
 from sluice.provenance.canonical import short
 from sluice.provenance.releases import read_state, record_approval, record_decision, record_rejection
 from sluice.registry.approvals import mark, pending_approvals, read_ui_approval
@@ -93,13 +93,17 @@ def override(workspace: Workspace, version: Version, person: str, reason: str) -
     )
 
 
-def take_over(workspace: Workspace) -> list[Decided]:
-    """Decisions that people made in the MLflow UI and that the ledger does not know yet, now recorded."""
+def take_over(workspace: Workspace) -> tuple[list[Decided], list[str]]:
+    """Decisions that people made in the MLflow UI and that the ledger did not know, now recorded; and a sentence for
+    each that cannot be recorded (an expired decision, a mistyped tag): one of those must not hold up the others."""
     registry = registry_of(workspace)
-    taken = []
+    taken, problems = [], []
     for version in pending_approvals(registry, workspace.settings.application):
-        found = read_ui_approval(registry, version)
-        if found is not None and not found.recorded:
-            approver = found.approver or "MLflow UI"
-            taken.append(record(workspace, version, found.state, approver, found.comment))
-    return taken
+        try:
+            found = read_ui_approval(registry, version)
+            if found is not None and not found.recorded:
+                approver = found.approver or "MLflow UI"
+                taken.append(record(workspace, version, found.state, approver, found.comment))
+        except (GateRefused, ConflictError, InputError) as error:
+            problems.append(f"Version {version.number}: {error}")
+    return taken, problems

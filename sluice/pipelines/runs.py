@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -130,6 +131,14 @@ def find_run(settings: Settings, prefix: str) -> Run:
 
 def start_run(settings: Settings, pipeline: str, parameters: Mapping[str, Json]) -> Run:
     """Start a run in a process group of its own, or attach to a live one of the same pipeline and parameters."""
+    settings.runs.mkdir(parents=True, exist_ok=True)
+    # Two command lines that ask at once must not both start it: two rollouts of one release would fail each other.
+    with (settings.runs / ".lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        return _attach_or_start(settings, pipeline, parameters)
+
+
+def _attach_or_start(settings: Settings, pipeline: str, parameters: Mapping[str, Json]) -> Run:
     for other in list_runs(settings):
         if other.pipeline == pipeline and other.parameters == dict(parameters) and other.alive:
             return other

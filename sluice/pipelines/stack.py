@@ -24,14 +24,14 @@ from sluice.components.served import (
     vllm_url,
 )
 from sluice.components.workspace import Workspace
-from sluice.infra.errors import InputError, UnavailableError
+from sluice.infra.errors import ConflictError, InputError, UnavailableError
 from sluice.infra.local_parts import LOCAL_PORTS, endpoints, load_or_create_secrets, local_parts, prepare_local_parts
 from sluice.infra.ports import LOOPBACK, PortBook
 from sluice.infra.processes import ServiceSpec, ServiceStatus, Supervisor
 from sluice.infra.program import program
 from sluice.infra.progress import Report, no_report
 from sluice.infra.settings import Settings, load_settings, write_endpoints
-from sluice.provenance.canonical import canonical_json
+from sluice.provenance.canonical import canonical_json, short
 from sluice.provenance.code import code_digest
 from sluice.provenance.releases import promote, read_state, record_approval, record_decision
 from sluice.provenance.steps import StepKey, StepOutput
@@ -106,7 +106,14 @@ def unpack_base(workspace: Workspace, report: Report = no_report) -> str:
 def first_release(workspace: Workspace, base: str) -> None:
     """Make the base model the first champion; the ledger says that there was nothing to compare it with."""
     state = read_state(workspace.ledger)
-    if state.champion() is not None:
+    champion = state.champion()
+    if champion is not None:
+        about = workspace.artifacts.manifest(champion)
+        if base not in (champion, about.metadata.get("base")):
+            raise ConflictError(
+                f"The champion {short(champion)} does not run on the base model {workspace.settings.base_model!r}.",
+                hint="Set SLUICE_BASE_MODEL back, or use another SLUICE_HOME.",
+            )
         return
     reason = "The base model is the first release: there is no champion to compare it with."
     words = {"first-release.json": canonical_json({"release": base, "reason": reason})}
@@ -172,13 +179,14 @@ def serve_champion(workspace: Workspace, base: str) -> None:
     if moved:
         # The server's port changed while we were down: the same release is reached elsewhere now.
         state = routes.apply(RouteState(target(settings, state.stable.release)), expected=state)
-    if state.stable.release == champion or state.canary is not None:
-        return
-    refusal = routes.refusal(champion)
-    if refusal:
-        # Somebody rolled the champion back while the ledger could not be told: users stay where they are.
-        tell_ledger(workspace, gone=champion, now=state.stable.release, reason=refusal)
-    else:
+    # What was rolled back while the ledger could not be told: users stay where they are, and the ledger learns of it.
+    known = read_state(workspace.ledger)
+    decided = dict.fromkeys(entry.body["adapter"] for entry in known.entries if entry.kind == "decision")
+    for release in (champion, *(one for one in decided if one != champion)):
+        refusal = routes.refusal(release)
+        if refusal and not known.failed(release) and release != state.stable.release:
+            tell_ledger(workspace, gone=release, now=state.stable.release, reason=refusal)
+    if state.stable.release != champion and state.canary is None and not routes.refusal(champion):
         # The ledger was ahead of the gateway when something was killed: the promotion stands.
         routes.apply(RouteState(target(settings, champion)), expected=state)
 

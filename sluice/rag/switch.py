@@ -92,7 +92,7 @@ def rollback(uri: str, application: str, *, away_from: str) -> AliasState:
         earlier = [one for one in state.history if one != away_from]
         if not earlier:
             raise ConflictError(
-                f"The alias {alias} has no earlier index to go back to.", hint="Build one with `sluice reembed`."
+                f"The alias {alias} has no earlier index to go back to.", hint="Build one with `sluice run reembed`."
             )
         client.load_collection(earlier[0], timeout=CALL_TIMEOUT_S)
         _point(client, alias, earlier[0])

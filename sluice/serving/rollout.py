@@ -62,6 +62,10 @@ class Rollout:
         self._state = self._begin()
         if self._state.phase == "failed":
             return self._failed_result()
+        if self._state.phase == "passed":
+            routes = self._router.state()
+            if routes.stable.release != self._target.release and routes != self._expected(100):
+                return self._fail(self._changed(routes))
         refusal = self._router.refusal(self._target.release)
         if refusal or self._state.phase == "failing":
             return self._fail(self._state.reason or refusal or "it was rolled back")
@@ -78,6 +82,14 @@ class Rollout:
             self._fail(f"the rollout broke: {error or type(error).__name__}")
             raise
         return RolloutResult("promote", f"The release passed all {len(self._policy.steps)} steps.", self._state)
+
+    def step_aside(self, error: GateRefused | ConflictError) -> RolloutResult:
+        """The promotion was refused: no user stays on the canary. Raises `error`, unless the release had failed."""
+        saved = self._store.load(self._target.release)
+        if saved is None:
+            raise error
+        self._state = saved
+        return self._step_aside(error)
 
     def finish(self) -> RolloutState:
         """After the promotion is recorded: the release becomes the gateway's stable. Safe to repeat."""
@@ -254,7 +266,7 @@ class Rollout:
         self._save("fail", 0, "fail", f"Failed for good: {reason}", phase="failed", reason=reason)
         return self._failed_result()
 
-    def _step_aside(self, error: GateRefused) -> RolloutResult:
+    def _step_aside(self, error: GateRefused | ConflictError) -> RolloutResult:
         """Leave was refused: no user stays on the canary. A new approval may begin again, from the first step."""
         if refusal := self._router.refusal(self._target.release):
             return self._fail(refusal)

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -109,3 +111,21 @@ def test_a_damaged_run_does_not_hide_the_others(settings: Settings) -> None:
     broken.mkdir()
     (broken / "run.json").write_text('{"id": "retr')
     assert [one.id for one in list_runs(settings)] == ["retrain-1"]
+
+
+def test_two_command_lines_that_ask_at_once_share_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(home=tmp_path / "home")
+    started: list[Run] = []
+
+    def slowly(settings: Settings, pipeline: str, parameters: Any) -> Run:
+        found = list(started)
+        time.sleep(0.1)
+        if found:
+            return found[0]
+        started.append(Run(f"{pipeline}-1", pipeline, dict(parameters)))
+        return started[0]
+
+    monkeypatch.setattr(runs, "_attach_or_start", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: runs.start_run(settings, "release", {"adapter": "x"}), range(2)))
+    assert len(started) == 1

@@ -91,7 +91,7 @@ def test_no_figures_hold_and_then_go_back(tmp_path: Path, kind: str) -> None:
             raise UnavailableError("the log cannot be read")
         if kind == "nan":
             return dataclasses.replace(healthy(release, since, until), ttft_ms=(math.nan,) * 20)
-        return samples(release, 0 if kind == "nothing" else 2)
+        return samples(release, 0 if kind == "nothing" else 1)
 
     application = memory(tmp_path, figures)
     begun = application.clock.now()

@@ -7,8 +7,9 @@ import time
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from sluice.infra.errors import SluiceError
+from sluice.infra.errors import StepFailed
 from sluice.infra.settings import load_settings
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
 
@@ -42,8 +43,13 @@ def approvals(
     from sluice.registry.approvals import pending_approvals
 
     workspace = open_workspace()
+    told: set[str] = set()
     while True:
-        taken = take_over(workspace)
+        taken, problems = take_over(workspace)
+        for problem in problems if not as_json else ():
+            if problem not in told:
+                console.print(f"[yellow]{escape(problem)}[/]")
+        told.update(problems)
         for decided in taken:
             if not as_json:
                 console.print(f"version {decided.version.number} {decided.state} by {decided.approver}")
@@ -59,6 +65,7 @@ def approvals(
         show_json(
             {
                 "recorded": recorded,
+                "problems": problems,
                 "waiting": [dict(zip(("version", "gate", "approval", "url"), r, strict=True)) for r in rows],
             }
         )
@@ -199,5 +206,5 @@ def _start_release(digest: str, overridden: bool, *, policy: str = "default", de
     ended = follow(run, console)
     outcome = ended.value("conclude", "outcome")
     if outcome != "promoted":
-        raise SluiceError(f"The release was rolled back: {ended.tasks()['canary'].summary}")
+        raise StepFailed(f"The release was rolled back: {ended.tasks()['canary'].summary}")
     return run.id
