@@ -201,3 +201,24 @@ def test_killed_at_any_write_a_failing_rollout_never_rises_again(tmp_path: Path)
         application.figures = healthy
         assert application.rollout().run().verdict == "failed", point
         assert application.weights() == weights, point
+
+
+def test_a_refused_promotion_leaves_nobody_on_the_canary(tmp_path: Path) -> None:
+    application = memory(tmp_path)
+    assert application.rollout().run().verdict == "promote"
+    assert application.router.now.weight == 100
+    with pytest.raises(GateRefused, match="expired"):
+        application.rollout().step_aside(GateRefused("The decision has expired."))
+    assert application.router.now == RouteState(STABLE)
+    # Not a failure: with a new decision it may begin again, from the first step.
+    assert application.rollout().run().verdict == "promote"
+    assert application.weights()[-5:] == [0, 5, 25, 50, 100]
+
+
+def test_a_pass_is_not_believed_when_the_routes_say_otherwise(tmp_path: Path) -> None:
+    application = memory(tmp_path)
+    assert application.rollout().run().verdict == "promote"
+    application.router.now = RouteState(STABLE)
+    again = application.rollout().run()
+    assert again.verdict == "failed"
+    assert "changed from outside" in again.sentence
