@@ -217,16 +217,18 @@ class Loop:
     def open_questions(self) -> list[FaqItem]:
         """The questions that users may ask: all but the frozen holdout and what repeats it."""
         from sluice.curation.holdout import HoldoutItem, split_holdout
+        from sluice.curation.text import normalise
 
-        items = {item.id: item for item in load_faq()}
+        items = load_faq()
         known = frozen_holdout(self.workspace)
         if known is not None:
-            held = {item.id for item in read_holdout(self.workspace.folder(known))}
-            texts = {" ".join(items[one].question.lower().split()) for one in held}
-            return [i for i in items.values() if i.id not in held and " ".join(i.question.lower().split()) not in texts]
-        candidates = [HoldoutItem(item.id, item.question, item.answer, item.category) for item in items.values()]
-        _, rest = split_holdout(candidates, self.plan.holdout_size)
-        return [items[item.id] for item in rest]
+            held = read_holdout(self.workspace.folder(known))
+        else:
+            candidates = [HoldoutItem(item.id, item.question, item.answer, item.category) for item in items]
+            held, _ = split_holdout(candidates, self.plan.holdout_size)
+        # One order and one rule, frozen yet or not: the traffic's key is made of these questions.
+        texts = {normalise(item.question) for item in held}
+        return sorted((item for item in items if normalise(item.question) not in texts), key=lambda item: item.id)
 
     def _approve(self, candidate: Mapping[str, Json], *, forced: bool) -> None:
         """By policy, and saying so: in MLflow, where a person would do it; then taken over into the ledger."""
