@@ -22,7 +22,7 @@ def test_the_default_policy_rises_to_100() -> None:
         ("pass_confidence: 0.8", "pass_confidence: high", "analysis.pass_confidence = 'high'", "valid number"),
         ("bake_s: 3", "bake_seconds: 3", "bake_seconds", "not permitted"),
         ("weight: 50", "weight: 4", "the policy", "must rise"),
-        ("{gating: true, fail_above: 3.0", "{gating: true, fail_above: 0.5", "analysis", "cannot be below 1"),
+        ("{gating: true, fail_above: 8.0", "{gating: true, fail_above: 0.5", "analysis", "cannot be below 1"),
         ("tolerance: 0.45", "tolerance: 0.1", "analysis.thumbs_down", "nothing could pass"),
     ],
 )
