@@ -102,6 +102,8 @@ def compile_pipelines(
         return
     for path in written:
         console.print(f"wrote {path}")
+    if not image:
+        console.print("[yellow]Without --image NAME@sha256:... these files name no image that a cluster can pull.[/]")
 
 
 def parse_parameters(given: list[str], known: dict[str, Json]) -> dict[str, Json]:
