@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from sluice.components.task import Task, component, parse_time
+from sluice.components.task import Task, component, parse_json, parse_time
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,28 @@ class Subjects:
 
 
 @component
-def subjects(since: str, until: str, champion: str, index: str) -> NamedTuple(  # type: ignore[valid-type]
+def subjects(since: str, until: str, champion: str, index: str, recipe: str, overrides: str, suite: str) -> NamedTuple(  # type: ignore[valid-type]
     "Outputs", [("champion", str), ("base", str), ("index", str), ("since", str), ("until", str)]
 ):
-    """Pin what was left open: the champion and the index of this moment, and all traces until now."""
+    """Pin what was left open: champion and index of this moment, all traces until now. Check what was chosen."""
     from dataclasses import astuple
 
-    from sluice.components.subjects import pin_subjects
+    from sluice.components.subjects import check_choices, pin_subjects
     from sluice.components.task import task
 
     with task("subjects") as running:
+        check_choices(recipe=recipe, overrides=overrides, suite=suite)
         found = pin_subjects(running, since=since, until=until, champion=champion, index=index)
     return astuple(found)
+
+
+def check_choices(*, recipe: str, overrides: str, suite: str) -> None:
+    """Recipe, overrides and suite are read now: a mistake in them is told before anything is computed."""
+    from sluice.evaluation.suite import find_suite
+    from sluice.training.recipe import load_recipe
+
+    load_recipe(recipe).with_overrides(parse_json(overrides, "overrides"))
+    find_suite(suite)
 
 
 def pin_subjects(running: Task, *, since: str, until: str, champion: str, index: str) -> Subjects:

@@ -29,7 +29,10 @@ def retrain(
     validation_share: float = 0.1,
     shuffle_labels: bool = False,
 ) -> None:
-    who = named(subjects(since=since, until=until, champion=champion, index=index), "subjects").outputs
+    pinned = subjects(
+        since=since, until=until, champion=champion, index=index, recipe=recipe, overrides=overrides, suite=suite
+    )
+    who = named(pinned, "subjects").outputs
     held = named(holdout(index=who["index"], size=holdout_size), "holdout").outputs
     records = named(harvest(since=who["since"], until=who["until"]), "harvest").outputs["records"]
     curated = named(
