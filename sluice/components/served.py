@@ -83,6 +83,3 @@ def loaded(workspace: Workspace, release: str, base: str, client: VllmClient) ->
         routed = {one.release for one in router(workspace.settings).state().targets()}
         if release != base and not was_there and release not in routed:
             unload_adapter(client, adapter_shelf(workspace.settings), name)
-
-
-__all__ = ["adapter_shelf", "ensure_loaded", "gateway_settings", "loaded", "router", "target", "vllm_url"]

@@ -22,7 +22,7 @@ from types import FrameType
 from typing import Any
 
 from sluice.components.workspace import Workspace, open_workspace
-from sluice.infra.errors import InputError, SluiceError, StepFailed
+from sluice.infra.errors import InputError, SluiceError
 from sluice.infra.progress import RUN_DIR_VARIABLE, Report, step_reporter
 from sluice.provenance.canonical import Json
 from sluice.provenance.code import code_digest
@@ -211,6 +211,3 @@ def parse_time(text: str, name: str) -> datetime:
     if instant.tzinfo is None:
         raise InputError(f"Parameter {name} = {text!r} has no offset.", hint="Append Z for UTC.")
     return instant.astimezone(UTC)
-
-
-__all__ = ["StepFailed", "StepOutput", "Task", "component", "digest_of", "publish", "task"]

@@ -92,7 +92,7 @@ def _lint_dag(owner: str, dag: dict[str, Any], spec: dict[str, Any]) -> Iterator
                     yield f"{where} branches on the named output {output!r}: the branch is always skipped."
         loops = "parameterIterator" in task or "artifactIterator" in task
         for key, source in task.get("inputs", {}).get("parameters", {}).items():
-            if loops and "taskOutputParameter" in source and "item" not in key and "iterator" not in str(task):
+            if loops and "taskOutputParameter" in source and "item" not in key:
                 yield f"{where} reads {key} of an outer task inside a loop: it becomes the loop's item."
             constant = source.get("runtimeValue", {}).get("constant")
             if isinstance(constant, str) and "python3" in constant:

@@ -76,6 +76,17 @@ def test_python3_in_a_value_is_found(spec: dict[str, Any], tmp_path: Path) -> No
     assert "python3" in " ".join(_problems(spec, tmp_path))
 
 
+def test_an_outer_parameter_inside_a_loop_is_found(spec: dict[str, Any], tmp_path: Path) -> None:
+    spec["root"]["dag"]["tasks"]["train"]["parameterIterator"] = {"itemInput": "x", "items": {"raw": "[1]"}}
+    assert "becomes the loop's item" in " ".join(_problems(spec, tmp_path))
+
+
+def test_text_with_a_quote_in_a_condition_is_found(spec: dict[str, Any], tmp_path: Path) -> None:
+    task = spec["root"]["dag"]["tasks"]["register"]
+    task["triggerPolicy"] = {"condition": "inputs.parameter_values['x'] == 'it\\'s'"}
+    assert "single quote" in " ".join(_problems(spec, tmp_path))
+
+
 def test_an_image_by_tag_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not pinned by digest"):
         compile_all(tmp_path, "registry.example/pipeline:1.0")
