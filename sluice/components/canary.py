@@ -20,7 +20,7 @@ def canary(adapter: str, policy: str, allow_override: bool) -> NamedTuple("Outpu
 def canary_step(running: Task, *, adapter: str, policy: str, allow_override: bool) -> str:
     """`promote` or `failed`. Killed at any moment, running again goes on, and never past a failure."""
     from sluice.components.champion import current_champion
-    from sluice.components.rollout import open_rollout
+    from sluice.components.rollout import open_rollout, rollout_store
 
     if current_champion(running.workspace) == adapter:
         running.say("promoted already")
@@ -28,7 +28,8 @@ def canary_step(running: Task, *, adapter: str, policy: str, allow_override: boo
     rollout = open_rollout(
         running.workspace, adapter, policy=policy, allow_override=allow_override, report=running.report
     )
-    result = rollout.run()
+    with rollout_store(running.workspace).exclusive(running.report):
+        result = rollout.run()
     running.state.values["timeline"] = [vars(event) for event in result.events]
     running.state.values["verdict"] = result.verdict
     running.say(result.sentence)

@@ -122,25 +122,47 @@ def gate_step(
         }
         return StepOutput({"report": report.digest, "decision": decision.digest}, values)
 
-    record = running.step(
-        "gate",
-        rooms=("evaluation", "components.gate", "components.gate_report"),
-        parameters={"suite": chosen.digest, "valid_hours": settings.release.decision_valid_hours},
-        inputs={
-            "candidate": candidate,
-            "champion": champion,
-            "index": index,
-            "holdout": items,
-            "dataset": dataset,
-            "training": training,
-            "candidate_answers": candidate_answers,
-            "champion_answers": champion_answers,
-        },
-        function=work,
-    )
+    def decided_after(lapsed: str | None) -> StepRecord:
+        return running.step(
+            "gate",
+            rooms=("evaluation", "components.gate", "components.gate_report"),
+            parameters={
+                "suite": chosen.digest,
+                "valid_hours": settings.release.decision_valid_hours,
+                **({"lapsed": lapsed} if lapsed else {}),
+            },
+            inputs={
+                "candidate": candidate,
+                "champion": champion,
+                "index": index,
+                "holdout": items,
+                "dataset": dataset,
+                "training": training,
+                "candidate_answers": candidate_answers,
+                "champion_answers": champion_answers,
+            },
+            function=work,
+        )
+
+    record = decided_after(None)
+    # A decision that nobody used in its time is made anew, on the same answers; people are asked again.
+    while lapsed_unused(running, record, candidate):
+        record = decided_after(str(record.output.values["expires"]))
     record_in_ledger(running, record, candidate=candidate, champion=champion, holdout=items)
     running.say(f"{record.output.values['verdict'].upper()}: {record.output.values['summary']}")
     return record
+
+
+def lapsed_unused(running: Task, record: StepRecord, candidate: str) -> bool:
+    """Whether the decision has expired and its candidate was neither released, nor failed, nor rejected."""
+    from sluice.provenance.releases import read_state
+    from sluice.provenance.times import parse_time
+
+    if datetime.now(UTC) < parse_time(str(record.output.values["expires"]), "expires"):
+        return False
+    state = read_state(running.workspace.ledger)
+    released = any(change.release == candidate for change in state.history())
+    return not (released or state.failed(candidate) or state.rejection_of(candidate))
 
 
 def record_in_ledger(running: Task, record: StepRecord, *, candidate: str, champion: str, holdout: str) -> None:
@@ -152,7 +174,7 @@ def record_in_ledger(running: Task, record: StepRecord, *, candidate: str, champ
 
     report = record.output.artifacts["report"]
     known = read_state(running.workspace.ledger).decision_for(candidate)
-    if known is not None and (known.report == report or known.verdict == "overridden"):
+    if known is not None and known.report == report and known.expires == str(record.output.values["expires"]):
         return
     record_decision(
         running.workspace.ledger,

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from kfp import dsl
 
-from sluice.components.task import Task, component, parse_time
+from sluice.components.task import Task, component
 from sluice.provenance.steps import StepOutput
+from sluice.provenance.times import parse_time
 
 
 @component

@@ -5,7 +5,8 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
 
-from sluice.components.task import Task, component, parse_json, parse_time
+from sluice.components.task import Task, component, parse_json
+from sluice.provenance.times import parse_time
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -198,16 +197,3 @@ def parse_json(text: str, name: str) -> dict[str, Json]:
     if not isinstance(value, dict):
         raise InputError(f"Parameter {name} = {text!r} must be a JSON object.")
     return value
-
-
-def parse_time(text: str, name: str) -> datetime:
-    """An instant given as ISO 8601 with an offset."""
-    try:
-        instant = datetime.fromisoformat(text)
-    except ValueError as error:
-        raise InputError(
-            f"Parameter {name} = {text!r} is not a time.", hint="Use ISO 8601: 2026-11-21T09:00:00Z"
-        ) from error
-    if instant.tzinfo is None:
-        raise InputError(f"Parameter {name} = {text!r} has no offset.", hint="Append Z for UTC.")
-    return instant.astimezone(UTC)

@@ -14,14 +14,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
 from sluice.curation.records import TraceRecord
-from sluice.infra.errors import InputError, SluiceError
+from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.progress import Report, no_report
 
 if TYPE_CHECKING:
     from sluice.infra.settings import Settings
 
 
-class TraceMissing(SluiceError):
+class TraceMissing(UnavailableError):
     """The store knows no trace with this id (not exported yet, or deleted)."""
 
 

@@ -23,6 +23,7 @@ def demo(
     the approval is by policy; both are named so. Run it again and nothing is computed twice.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from sluice.components.workspace import Workspace
     from sluice.demo.assistant import Assistant
@@ -57,7 +58,7 @@ def demo(
     candidate = loop.retrain(window, "retrain", champion=champion, index=index)
     result: dict[str, Any] = {"reembed": indexed, "traffic": window, "retrain": candidate}
     if candidate["verdict"] != "pass":
-        out.print(f"The gate did not pass the candidate: {candidate['summary']} The champion stays.")
+        out.print(f"The gate did not pass the candidate: {escape(candidate['summary'])} The champion stays.")
     else:
         heading(5, "release: approved by policy in MLflow, canary beside the champion while users ask")
         result["release"] = loop.release(candidate, "release")
@@ -74,7 +75,7 @@ def demo(
             out.print("[red]The gate passed the spoilt adapter. The drill found a hole.[/]")
         else:
             result["drill"]["refusal"] = loop.refused(spoilt)
-            out.print(f"  approval refused: {result['drill']['refusal']}")
+            out.print(f"  approval refused: {escape(result['drill']['refusal'])}")
             heading(7, "drill: forced past the gate, the same adapter meets the canary")
             result["drill"]["release"] = loop.release(spoilt, "drill-release", forced=True)
     assistant = Assistant(workspace)
@@ -100,12 +101,14 @@ def progress_bar(out: Any, text: str) -> Iterator[Any]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     if not out.is_terminal:
+        from rich.markup import escape
+
         spoken = [0.0]
 
         def say(completed: float, total: float, message: str) -> None:
             if time.monotonic() - spoken[0] > 10:
                 spoken[0] = time.monotonic()
-                out.print(f"  {completed:g}/{total:g} {message}" if total else f"  {message}")
+                out.print(f"  {completed:g}/{total:g} {escape(message)}" if total else f"  {escape(message)}")
 
         yield say
         return

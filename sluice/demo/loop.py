@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.text import Text
 
 from sluice.components.champion import current_champion
@@ -246,7 +247,9 @@ class Loop:
         if problems:
             raise GateRefused(" ".join(problems))
         for decided in taken:
-            self.console.print(f"  version {decided.version.number} {decided.state} in MLflow by {decided.approver}")
+            self.console.print(
+                f"  version {decided.version.number} {decided.state} in MLflow by {escape(decided.approver)}"
+            )
 
     def _run(
         self, pipeline: str, parameters: Mapping[str, Json], refresh: Callable[[], RenderableType] | None = None

@@ -6,6 +6,7 @@ release.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -51,8 +52,19 @@ def find_candidate(workspace: Workspace, text: str) -> Version:
     return get_version(registry, workspace.settings.application, int(text))
 
 
-def record(workspace: Workspace, version: Version, state: State, approver: str, comment: str) -> Decided:
-    """Write a decision on a version into the ledger, then show it in MLflow. Raises `GateRefused`."""
+def record(
+    workspace: Workspace,
+    version: Version,
+    state: State,
+    approver: str,
+    comment: str,
+    start: Callable[[Decided], object] = lambda _: None,
+) -> Decided:
+    """Write a decision on a version into the ledger, `start` what follows from it, then show it in MLflow.
+
+    MLflow comes last: killed before that, the version still waits, and doing it again does the rest. Raises
+    `GateRefused`.
+    """
     if state == "approved":
         override = workspace.settings.release.allow_override
         record_approval(
@@ -60,10 +72,12 @@ def record(workspace: Workspace, version: Version, state: State, approver: str, 
         )
     else:
         record_rejection(workspace.ledger, adapter=version.digest, approver=approver, comment=comment)
+    decision = read_state(workspace.ledger).decision_for(version.digest)
+    decided = Decided(version, state, approver, decision is not None and decision.verdict == "overridden")
+    start(decided)
     mark(registry_of(workspace), version, state, approver, comment)
     follow_ledger(workspace)
-    decision = read_state(workspace.ledger).decision_for(version.digest)
-    return Decided(version, state, approver, decision is not None and decision.verdict == "overridden")
+    return decided
 
 
 def override(workspace: Workspace, version: Version, person: str, reason: str) -> None:
@@ -93,9 +107,12 @@ def override(workspace: Workspace, version: Version, person: str, reason: str) -
     )
 
 
-def take_over(workspace: Workspace) -> tuple[list[Decided], list[str]]:
-    """Decisions that people made in the MLflow UI and that the ledger did not know, now recorded; and a sentence for
-    each that cannot be recorded (an expired decision, a mistyped tag): one of those must not hold up the others."""
+def take_over(
+    workspace: Workspace, start: Callable[[Decided], object] = lambda _: None
+) -> tuple[list[Decided], list[str]]:
+    """Decisions that people made in the MLflow UI and that the ledger did not know, now recorded, with what `start`
+    makes follow; and a sentence for each that cannot be recorded (an expired decision, a mistyped tag): one of those
+    must not hold up the others."""
     registry = registry_of(workspace)
     taken, problems = [], []
     for version in pending_approvals(registry, workspace.settings.application):
@@ -103,7 +120,7 @@ def take_over(workspace: Workspace) -> tuple[list[Decided], list[str]]:
             found = read_ui_approval(registry, version)
             if found is not None and not found.recorded:
                 approver = found.approver or "MLflow UI"
-                taken.append(record(workspace, version, found.state, approver, found.comment))
+                taken.append(record(workspace, version, found.state, approver, found.comment, start))
         except (GateRefused, ConflictError, InputError) as error:
             problems.append(f"Version {version.number}: {error}")
     return taken, problems

@@ -67,13 +67,15 @@ def _follow_plainly(run: Run, console: Console) -> None:
         for name, state in run.tasks().items():
             if seen.get(name) != state.state:
                 seen[name] = state.state
-                console.print(f"  {run.pipeline}/{name}: {state.state} {state.summary}".rstrip(), highlight=False)
+                console.print(
+                    f"  {run.pipeline}/{name}: {state.state} {state.summary}".rstrip(), highlight=False, markup=False
+                )
         if time.monotonic() - spoken > 10:
             spoken = time.monotonic()
             for name, progress in read_progress(run.folder).items():
                 if seen.get(name) == "running":
                     done = f"{progress.completed:g}/{progress.total:g}" if progress.total else f"{progress.completed:g}"
-                    console.print(f"  {run.pipeline}/{name}: {done} {progress.message}", highlight=False)
+                    console.print(f"  {run.pipeline}/{name}: {done} {progress.message}", highlight=False, markup=False)
         time.sleep(0.3)
 
 

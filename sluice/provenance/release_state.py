@@ -14,6 +14,7 @@ from typing import Literal
 from sluice.infra.errors import GateRefused, InputError
 from sluice.provenance.canonical import short
 from sluice.provenance.ledger import LedgerEntry
+from sluice.provenance.times import parse_time
 
 Verdict = Literal["pass", "fail", "inconclusive", "overridden"]
 StepVerdict = Literal["pending", "pass", "fail", "inconclusive"]
@@ -282,14 +283,3 @@ def check_verdict(verdict: str, person: str, reason: str, name: str, *, allow_ov
             raise GateRefused(f"The override for release {name} needs a named person and a reason.")
     elif verdict != "pass":
         raise GateRefused(f"The gate's verdict about release {name} is {verdict!r}, not 'pass'.")
-
-
-def parse_time(value: str, name: str) -> datetime:
-    """An ISO 8601 time with its offset. Raises `InputError` naming the field; one without an offset is refused."""
-    try:
-        parsed = datetime.fromisoformat(value)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} = {value!r} is not an ISO 8601 time.") from error
-    if parsed.tzinfo is None:
-        raise InputError(f"{name} = {value!r} has no offset.", hint="Write it in UTC, with a Z at the end.")
-    return parsed

@@ -24,8 +24,8 @@ from sluice.provenance.release_state import (
     StepVerdict,
     Verdict,
     check_verdict,
-    parse_time,
 )
+from sluice.provenance.times import parse_time
 
 __all__ = [
     "Approval",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sluice.components
-from sluice.components.task import Task, digest_of, parse_json, parse_time, publish, read_tasks, task
+from sluice.components.task import Task, digest_of, parse_json, publish, read_tasks, task
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import GateRefused, InputError
 from sluice.infra.settings import Settings
@@ -107,11 +107,6 @@ def test_parameters_are_refused_in_words() -> None:
     assert parse_json("", "overrides") == {}
     with pytest.raises(InputError, match="overrides"):
         parse_json("[1]", "overrides")
-    with pytest.raises(InputError, match="yesterday"):
-        parse_time("yesterday", "until")
-    with pytest.raises(InputError, match="offset"):
-        parse_time("2026-11-21T09:00:00", "until")
-    assert parse_time("2026-11-21T10:00:00+01:00", "until").isoformat() == "2026-11-21T09:00:00+00:00"
 
 
 def test_components_hold_no_logic() -> None:

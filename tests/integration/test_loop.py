@@ -45,7 +45,9 @@ def test_lineage_of_the_last_answer_reaches_the_traces(installation: Installatio
 
 def test_ledger_tells_the_story_in_order(installation: Installation, loop: Any) -> None:
     adapter = loop["retrain"]["adapter"]
-    kinds = [e["kind"] for e in installation.json("ledger", "--limit", "0") if adapter in e["body"].values()]
+    entries = [e for e in installation.json("ledger", "--limit", "0") if e["kind"] != "rollback"]
+    # About the adapter itself: a later release names it too, as the champion that it was compared with.
+    kinds = [e["kind"] for e in entries if adapter in (e["body"].get("adapter"), e["body"].get("release"))]
     assert kinds[:2] == ["decision", "approval"]
     assert kinds.count("promotion") == 1
     assert kinds.index("approval") < kinds.index("rollout") < kinds.index("promotion")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.tree import Tree
 
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
@@ -105,5 +106,5 @@ def _grow(tree: Tree, node: Any, limit: int) -> None:
 def _label(node: Any) -> str:
     digest = node.digest.removeprefix("sha256:")[:12] if node.digest else ""
     style = {"step": "cyan", "artifact": "bold", "trace": "green"}.get(node.kind, "")
-    label = f"[{style}]{node.label}[/]" if style else node.label
+    label = f"[{style}]{escape(node.label)}[/]" if style else escape(node.label)
     return f"{label} [dim]{digest}[/]" if digest and digest not in node.label else label

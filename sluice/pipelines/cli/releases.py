@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import getpass
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from sluice.infra.errors import StepFailed
+from sluice.infra.errors import SluiceError, StepFailed
 from sluice.infra.settings import load_settings
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
+
+if TYPE_CHECKING:
+    from sluice.pipelines.approvals import Decided
+    from sluice.pipelines.runs import Run
 
 release_app = typer.Typer(no_args_is_help=True, help="Watch the rollout under way, or end it.")
 
@@ -44,17 +48,21 @@ def approvals(
 
     workspace = open_workspace()
     told: set[str] = set()
+    started: list[Run] = []
+
+    def start(decided: Decided) -> None:
+        if decided.state == "approved":
+            started.append(_start_release(decided.version.digest, decided.overridden))
+
     while True:
-        taken, problems = take_over(workspace)
+        taken, problems = take_over(workspace, start)
         for problem in problems if not as_json else ():
             if problem not in told:
                 console.print(f"[yellow]{escape(problem)}[/]")
         told.update(problems)
         for decided in taken:
             if not as_json:
-                console.print(f"version {decided.version.number} {decided.state} by {decided.approver}")
-            if decided.state == "approved":
-                _start_release(decided.version.digest, decided.overridden, detach=watch or as_json)
+                console.print(f"version {decided.version.number} {decided.state} by {escape(decided.approver)}")
         if not watch:
             break
         time.sleep(2)
@@ -71,6 +79,9 @@ def approvals(
         )
     else:
         show_table("candidates", ["version", "gate", "approval", "page"], rows, empty="none waits")
+        failures = [failure for run in started if (failure := _failure_of(run)) is not None]
+        if failures:
+            raise failures[0]
 
 
 def approve(
@@ -97,12 +108,20 @@ def approve(
     person = by or getpass.getuser()
     if force:
         override(workspace, found, person, force)
-    decided = record(workspace, found, "approved", person, comment or force)
+    started: list[Run] = []
+
+    def start(decided: Decided) -> None:
+        if release:
+            started.append(_start_release(found.digest, decided.overridden, policy))
+
+    record(workspace, found, "approved", person, comment or force, start)
     if not as_json:
-        console.print(f"version {found.number} approved by {person}")
-    outcome = _start_release(found.digest, decided.overridden, policy=policy, detach=as_json) if release else None
+        console.print(f"version {found.number} approved by {escape(person)}")
     if as_json:
-        show_json({"version": found.number, "digest": found.digest, "state": "approved", "by": person, "run": outcome})
+        run = started[0].id if started else None
+        show_json({"version": found.number, "digest": found.digest, "state": "approved", "by": person, "run": run})
+    elif started and (failure := _failure_of(started[0])) is not None:
+        raise failure
 
 
 def reject(version: VersionArgument, comment: Comment = "", by: By = "", as_json: JsonFlag = False) -> None:
@@ -117,7 +136,7 @@ def reject(version: VersionArgument, comment: Comment = "", by: By = "", as_json
     if as_json:
         show_json({"version": found.number, "digest": found.digest, "state": "rejected", "by": person})
     else:
-        console.print(f"version {found.number} rejected by {person}")
+        console.print(f"version {found.number} rejected by {escape(person)}")
 
 
 @release_app.command("status")
@@ -179,32 +198,36 @@ def _roll_back(reason: str, *, promoted_too: bool, as_json: bool) -> None:
         return
     console.print(f"{told['now']} answers everybody; {told['was']} lost its users.")
     for sentence in told["notes"]:
-        console.print(f"[yellow]{sentence}[/]")
+        console.print(f"[yellow]{escape(sentence)}[/]")
 
 
 def _latest_rollout(workspace: Any) -> Any:
     from sluice.components.rollout import rollout_store
-    from sluice.infra.errors import SluiceError as Failure
 
     folder = workspace.settings.home / "rollouts"
     files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
     try:
         return rollout_store(workspace).load(f"sha256:{files[-1].stem}") if files else None
-    except Failure:
+    except SluiceError:
         return None
 
 
-def _start_release(digest: str, overridden: bool, *, policy: str = "default", detach: bool = False) -> str:
-    """Start the release pipeline; watch it unless `detach`. Returns the run's id."""
+def _start_release(digest: str, overridden: bool, policy: str = "default") -> Run:
+    """Start the release pipeline, or attach to the run of it that is under way."""
     from sluice.pipelines.runs import start_run
-    from sluice.pipelines.view import follow
 
     parameters = {"adapter": digest, "policy": policy, "allow_override": overridden}
-    run = start_run(load_settings(), "release", parameters)
-    if detach:
-        return run.id
-    ended = follow(run, console)
-    outcome = ended.value("conclude", "outcome")
-    if outcome != "promoted":
-        raise StepFailed(f"The release was rolled back: {ended.tasks()['canary'].summary}")
-    return run.id
+    return start_run(load_settings(), "release", parameters)
+
+
+def _failure_of(run: Run) -> SluiceError | None:
+    """Watch a release to its end; why it did not promote."""
+    from sluice.pipelines.view import follow
+
+    try:
+        ended = follow(run, console)
+        if ended.value("conclude", "outcome") == "promoted":
+            return None
+        return StepFailed(f"The release was rolled back: {ended.tasks()['canary'].summary}")
+    except SluiceError as error:
+        return error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -128,9 +129,16 @@ def _typed(name: str, text: str, default: Json) -> Json:
         value = json.loads(text.lower() if isinstance(default, bool) else text)
     except ValueError:
         value = None
-    if isinstance(default, bool) is not isinstance(value, bool) or not isinstance(value, bool | int | float):
+    right = isinstance(value, bool) if isinstance(default, bool) else _is_number(value, whole=isinstance(default, int))
+    if not right:
         raise InputError(f"--param {name}={text!r}: expected a value like {default!r}.")
     return value
+
+
+def _is_number(value: Json, *, whole: bool) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        return False
+    return math.isfinite(value)
 
 
 def run_as_json(run: object) -> Json:
