@@ -13,6 +13,14 @@ from tests.support.directory_store import DirectoryStore
 from tests.support.installation import Installation
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares the installation runs in one process, first; everything else stays together by file."""
+    shared = [item for item in items if "installation" in getattr(item, "fixturenames", ())]
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("installation" if item in shared else item.path.as_posix()))
+    items.sort(key=lambda item: item not in shared)
+
+
 @pytest.fixture
 def object_store(tmp_path: Path) -> DirectoryStore:
     return DirectoryStore(tmp_path / "objects")

@@ -55,7 +55,8 @@ def bring_up(settings: Settings, report: Report = no_report) -> list[ServiceStat
         report(0, 0, "preparing the parts that hold state")
         prepare_local_parts(settings, report)
         storage = local_parts(settings, ports, secrets)
-        supervisor.up(storage, report, others="keep")
+        # The base model's artifact needs the object store only; the slow starters come up together after it.
+        supervisor.up([part for part in storage if part.name == "seaweedfs"], report, others="keep")
         addresses = endpoints(settings, ports, secrets) | {"serving": _serving_addresses(ports)}
         write_endpoints(settings.home, addresses)
         workspace = Workspace(load_settings())
