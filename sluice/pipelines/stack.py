@@ -175,11 +175,9 @@ def serve_champion(workspace: Workspace, base: str) -> None:
     champion = current_champion(workspace)
     for release in {champion, *(one.release for one in routes.state().targets())}:
         ensure_loaded(workspace, release, base, client)
-    state = routes.reconcile()
-    moved = state.stable != target(settings, state.stable.release)
-    if moved:
-        # The server's port changed while we were down: the same release is reached elsewhere now.
-        state = routes.apply(RouteState(target(settings, state.stable.release)), expected=state)
+    routes.reconcile()
+    # The server's port may have changed while we were down.
+    state = routes.relocate(target(settings, champion).upstream)
     # What was rolled back while the ledger could not be told: users stay where they are, and the ledger learns of it.
     known = read_state(workspace.ledger)
     decided = dict.fromkeys(entry.body["adapter"] for entry in known.entries if entry.kind == "decision")
