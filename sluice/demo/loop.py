@@ -28,7 +28,7 @@ from sluice.curation.trace_store import open_trace_store
 from sluice.demo.assistant import Assistant
 from sluice.demo.plan import Plan
 from sluice.demo.player import TrafficPlayer
-from sluice.infra.errors import GateRefused, SluiceError
+from sluice.infra.errors import GateRefused, SluiceError, UnavailableError
 from sluice.infra.progress import Report
 from sluice.pipelines.approvals import find_candidate, override, record, registry_of, take_over
 from sluice.pipelines.runs import Run, start_run
@@ -109,7 +109,7 @@ class Loop:
             finally:
                 assistant.close()
             if len(played) < len(questions):
-                raise SluiceError(
+                raise UnavailableError(
                     f"{len(questions) - len(played)} of {len(questions)} questions got no answer: "
                     f"{player.tally.first_error}",
                     hint="`sluice status` shows the parts; run again and only these are asked.",

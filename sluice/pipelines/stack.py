@@ -21,6 +21,7 @@ from sluice.components.served import (
     release_name,
     router,
     target,
+    tidy_shelf,
     vllm_url,
 )
 from sluice.components.workspace import Workspace
@@ -31,6 +32,7 @@ from sluice.infra.processes import ServiceSpec, ServiceStatus, Supervisor
 from sluice.infra.program import program
 from sluice.infra.progress import Report, no_report
 from sluice.infra.settings import Settings, load_settings, write_endpoints
+from sluice.pipelines.runs import list_runs
 from sluice.provenance.canonical import canonical_json, short
 from sluice.provenance.code import code_digest
 from sluice.provenance.releases import promote, read_state, record_approval, record_decision
@@ -175,6 +177,9 @@ def serve_champion(workspace: Workspace, base: str) -> None:
     champion = current_champion(workspace)
     for release in {champion, *(one.release for one in routes.state().targets())}:
         ensure_loaded(workspace, release, base, client)
+    # A run under way may be evaluating an adapter that has no route.
+    if not any(run.alive for run in list_runs(settings)):
+        tidy_shelf(workspace, client)
     routes.reconcile()
     # The server's port may have changed while we were down.
     state = routes.relocate(target(settings, champion).upstream)
