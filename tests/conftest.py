@@ -13,6 +13,8 @@ from tests.support.directory_store import DirectoryStore
 from tests.support.installation import Installation
 
 
+# First, as pytest-xdist reads the groups in the same hook.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares the installation runs in one process, first; everything else stays together by file."""
     shared = [item for item in items if "installation" in getattr(item, "fixturenames", ())]
