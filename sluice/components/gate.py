@@ -125,7 +125,7 @@ def gate_step(
     def decided_after(lapsed: str | None) -> StepRecord:
         return running.step(
             "gate",
-            rooms=("evaluation", "components.gate", "components.gate_report"),
+            rooms=("evaluation", "curation.holdout", "components.gate", "components.gate_report"),
             parameters={
                 "suite": chosen.digest,
                 "valid_hours": settings.release.decision_valid_hours,

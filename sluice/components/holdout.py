@@ -25,7 +25,7 @@ def holdout(index: str, size: int, items: dsl.Output[dsl.Dataset], prompts: dsl.
     with task("holdout") as running:
         frozen = holdout_step(running, size=size)
         publish(items, frozen, kind="holdout")
-        publish(prompts, holdout_prompts(running, items=frozen, index=index), kind="prompts")
+        publish(prompts, holdout_prompts(running, items=frozen, index=index, asked=size), kind="prompts")
 
 
 def holdout_step(running: Task, *, size: int) -> str:
@@ -62,8 +62,11 @@ def frozen_holdout(workspace: Workspace) -> str | None:
     return require_digest(str(json.loads(workspace.objects.get(_key(workspace)))["digest"]), "holdout")
 
 
-def holdout_prompts(running: Task, *, items: str, index: str) -> str:
-    """Digest of the prompts: each held-out question with the passages that `index` gives it."""
+def holdout_prompts(running: Task, *, items: str, index: str, asked: int) -> str:
+    """Digest of the prompts: each held-out question with the passages that `index` gives it.
+
+    `asked` is the size that this run was given; a frozen holdout keeps the one it was made with, and the task says so.
+    """
 
     def build(folder: Path) -> StepOutput:
         from sluice.components.index_alias import vectors_uri
@@ -91,7 +94,8 @@ def holdout_prompts(running: Task, *, items: str, index: str) -> str:
         inputs={"holdout": items, "index": index},
         function=build,
     )
-    running.say(f"{record.output.values['prompts']} held-out questions, frozen")
+    found = record.output.values["prompts"]
+    running.say(f"{found} held-out questions, frozen" + (f"; size {asked} changes nothing" if asked != found else ""))
     return record.output.artifacts["prompts"]
 
 

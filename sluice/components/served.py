@@ -71,6 +71,20 @@ def ensure_loaded(workspace: Workspace, release: str, base: str, client: VllmCli
     return name
 
 
+def tidy_shelf(workspace: Workspace, client: VllmClient) -> None:
+    """Take adapters from the server that no route and no rollback can lead to: a killed evaluation leaves them."""
+    from sluice.components.champion import current_champion
+
+    settings = workspace.settings
+    routes = router(settings)
+    kept = [*routes.state().targets(), *routes.previous(), target(settings, current_champion(workspace))]
+    names = {one.served_name for one in kept}
+    shelf = adapter_shelf(settings)
+    for name in shelf.names():
+        if name not in names:
+            unload_adapter(client, shelf, name)
+
+
 @contextmanager
 def loaded(workspace: Workspace, release: str, base: str, client: VllmClient) -> Iterator[str]:
     """The release's served name while it is being evaluated; a release without a route is unloaded afterwards."""

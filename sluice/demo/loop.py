@@ -28,12 +28,12 @@ from sluice.curation.trace_store import open_trace_store
 from sluice.demo.assistant import Assistant
 from sluice.demo.plan import Plan
 from sluice.demo.player import TrafficPlayer
-from sluice.infra.errors import GateRefused, SluiceError
+from sluice.infra.errors import GateRefused, SluiceError, UnavailableError
 from sluice.infra.progress import Report
 from sluice.pipelines.approvals import find_candidate, override, record, registry_of, take_over
 from sluice.pipelines.runs import Run, start_run
 from sluice.pipelines.view import follow
-from sluice.provenance.canonical import Json, digest_json
+from sluice.provenance.canonical import Json, digest_json, short
 from sluice.provenance.code import code_digest
 from sluice.provenance.releases import read_state
 from sluice.provenance.steps import StepKey, StepOutput
@@ -81,12 +81,13 @@ class Loop:
 
     def reembed(self) -> dict[str, Json]:
         """Corpus to a released index."""
+        parameters: dict[str, Json] = {"source": self.plan.documents}
 
         def work(_: Path) -> StepOutput:
-            run = self._run("reembed", {"source": "faq"})
+            run = self._run("reembed", parameters)
             return StepOutput({}, {"run": run.id, "metrics": _metrics(run), "index": run.output("switch", "index")})
 
-        return self.stage("reembed", {"source": "faq"}, {}, work)
+        return self.stage("reembed", parameters, {}, work)
 
     def traffic(self) -> dict[str, Json]:
         """Users ask, a reviewer judges: the traces that the retraining learns from."""
@@ -108,7 +109,7 @@ class Loop:
             finally:
                 assistant.close()
             if len(played) < len(questions):
-                raise SluiceError(
+                raise UnavailableError(
                     f"{len(questions) - len(played)} of {len(questions)} questions got no answer: "
                     f"{player.tally.first_error}",
                     hint="`sluice status` shows the parts; run again and only these are asked.",
@@ -173,8 +174,10 @@ class Loop:
             if state.approval_for(adapter) is None and not state.failed(adapter):
                 self._approve(candidate, forced=forced)
             parameters = {"adapter": adapter, "policy": self.plan.policy, "allow_override": forced}
-            with self._users() as (player, status):
-                run = self._run("release", parameters, refresh=status)
+            run = start_run(self.workspace.settings, "release", parameters)
+            # Users go on asking all the while, and faster when the canary waits for their requests.
+            with self._users(busy=lambda: "canary" in run.tasks()) as (player, status):
+                run = follow(run, self.console, refresh=status)
             tally = player.tally
             return StepOutput(
                 {},
@@ -212,7 +215,7 @@ class Loop:
         return str(self.stage("drill-refused", {}, {"adapter": adapter}, work)["refusal"])
 
     def subjects(self) -> tuple[str, str]:
-        """Champion and index that the loop started from, pinned by its first call."""
+        """Champion and index that this plan's loop started from, pinned by its first call."""
         return self._pinned("champion", current_champion), self._pinned("index", current_index)
 
     def open_questions(self) -> list[FaqItem]:
@@ -251,13 +254,11 @@ class Loop:
                 f"  version {decided.version.number} {decided.state} in MLflow by {escape(decided.approver)}"
             )
 
-    def _run(
-        self, pipeline: str, parameters: Mapping[str, Json], refresh: Callable[[], RenderableType] | None = None
-    ) -> Run:
-        return follow(start_run(self.workspace.settings, pipeline, parameters), self.console, refresh=refresh)
+    def _run(self, pipeline: str, parameters: Mapping[str, Json]) -> Run:
+        return follow(start_run(self.workspace.settings, pipeline, parameters), self.console)
 
     @contextmanager
-    def _users(self) -> Iterator[tuple[TrafficPlayer, Callable[[], RenderableType]]]:
+    def _users(self, busy: Callable[[], bool]) -> Iterator[tuple[TrafficPlayer, Callable[[], RenderableType]]]:
         """Users who go on asking in the background, and a line that says how they fare."""
         assistant = Assistant(self.workspace)
         store = open_trace_store(self.workspace.settings)
@@ -267,7 +268,7 @@ class Loop:
         # Others than the retraining learned from, as far as there are any.
         questions = self.open_questions()
         fresh = questions[self.plan.traffic_questions :] or questions
-        thread = threading.Thread(target=player.keep_playing, args=(fresh, stop), daemon=True)
+        thread = threading.Thread(target=player.keep_playing, args=(fresh, stop, busy), daemon=True)
         thread.start()
 
         def status() -> RenderableType:
@@ -286,7 +287,7 @@ class Loop:
     def _pinned(self, name: str, read: Callable[[Workspace], str]) -> str:
         """A digest that the loop started from. The release at its end changes the champion; the loop's stages keep
         the key that they were made with."""
-        path = self.workspace.settings.home / "demo" / f"{name}.digest"
+        path = self.workspace.settings.home / "demo" / short(self.plan.digest) / f"{name}.digest"
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             staging = path.with_name(f".{path.name}.{os.getpid()}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sluice.infra.errors import InputError
+from sluice.provenance.canonical import digest_json
 
 
 class Plan(BaseModel):
@@ -16,6 +17,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     base_model: str
+    documents: str = Field("faq", description="what the index is built from: `faq`, or a folder of documents")
     traffic_questions: int = Field(ge=1, description="questions asked before the retraining")
     holdout_size: int = Field(ge=8, description="questions never trained on")
     minimum_examples: int = Field(ge=2)
@@ -26,6 +28,11 @@ class Plan(BaseModel):
     policy: str = Field(description="rollout policy: `default`, or a YAML file beside the plan")
     drill: bool = Field(description="also train on shuffled labels and watch gate and canary refuse it")
     drill_steps: int = Field(ge=1)
+
+    @property
+    def digest(self) -> str:
+        """What tells the loops of one installation apart."""
+        return digest_json(self.model_dump())
 
 
 def load_plan(name: str) -> Plan:

@@ -10,7 +10,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import count
@@ -25,6 +25,8 @@ from sluice.rag.corpus import FaqItem
 THUMB_UP_FROM = 0.5
 """Word overlap (token F1) with the published answer from which the reviewer is content."""
 USERS = 40
+QUIET_PAUSE_S = 1.0
+"""Seconds between two questions of a user while nothing waits for traffic."""
 
 
 @dataclass
@@ -81,8 +83,13 @@ class TrafficPlayer:
         self.write_reviews(report, patience_s=60)
         return [done[item.id] for item in questions if item.id in done]
 
-    def keep_playing(self, questions: Sequence[FaqItem], stop: threading.Event) -> None:
-        """Ask on and on, reviewing as it goes, until `stop` is set. Runs in a thread of its own."""
+    def keep_playing(
+        self, questions: Sequence[FaqItem], stop: threading.Event, busy: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Ask on and on, reviewing as it goes, until `stop` is set. Runs in a thread of its own.
+
+        While it is not `busy`, each user pauses between questions: the machine has something else to do.
+        """
         reviewer = threading.Thread(target=self._review_until, args=(stop,), daemon=True)
         reviewer.start()
         numbers = count()
@@ -92,6 +99,8 @@ class TrafficPlayer:
                 with self._lock:
                     number = next(numbers)
                 self._one((number, questions[number % len(questions)]))
+                if not busy():
+                    stop.wait(QUIET_PAUSE_S)
 
         players = [threading.Thread(target=play, daemon=True) for _ in range(self._concurrency)]
         for player in players:

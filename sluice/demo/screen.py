@@ -126,10 +126,15 @@ def _patiently(workspace: Workspace, find: Any, trace: str) -> Any:
 
 def _links(console: Console, workspace: Workspace, result: dict[str, Any]) -> None:
     candidate = result["retrain"]
-    console.print("\n[bold]look at it in MLflow[/]")
-    console.print(f"  version {candidate['version']} and its gate   {candidate['url']}")
-    console.print(f"  gate run with the report   {candidate['gate_run']}")
-    console.print(f"  training run and data card {candidate['training_run']}")
+    rows = {
+        f"version {candidate['version']} and its gate": candidate["url"],
+        "gate run with the report": candidate["gate_run"],
+        "training run and data card": candidate["training_run"],
+    }
     if "drill" in result:
-        console.print(f"  the drill's refused version {result['drill']['retrain']['url']}")
-    console.print(f"  traces                     {workspace.settings.mlflow.tracking_uri}/#/experiments")
+        rows["the drill's refused version"] = result["drill"]["retrain"]["url"]
+    rows["traces"] = f"{workspace.settings.mlflow.tracking_uri}/#/experiments"
+    console.print("\n[bold]look at it in MLflow[/]")
+    for label, url in rows.items():
+        # An address that is cut in two cannot be clicked.
+        console.print(f"  {label:<28}{url}", soft_wrap=True)

@@ -131,6 +131,11 @@ def find_run(settings: Settings, prefix: str) -> Run:
 
 def start_run(settings: Settings, pipeline: str, parameters: Mapping[str, Json]) -> Run:
     """Start a run in a process group of its own, or attach to a live one of the same pipeline and parameters."""
+    if " " in sys.executable:
+        raise InputError(
+            f"The path of the interpreter, {sys.executable!r}, holds a blank: KFP's local runner cannot start it.",
+            hint="Move the checkout to a folder without blanks, then `make setup`.",
+        )
     settings.runs.mkdir(parents=True, exist_ok=True)
     # Two command lines that ask at once must not both start it: two rollouts of one release would fail each other.
     with (settings.runs / ".lock").open("a") as stream:
@@ -194,18 +199,35 @@ def finish(run: Run) -> Run:
 
 
 def cancel(run: Run, *, grace_s: float = 15.0) -> None:
-    """End a run and everything it started: SIGTERM to its process group, SIGKILL to what is left."""
+    """End a run and everything it started: SIGTERM to its process group, SIGKILL to what is left after `grace_s`.
+
+    The run's own process ends at once; its task may have something to give back first.
+    """
     if run.pid is None or not run.alive:
         return
     _signal_group(run.pid, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
-    while run.alive and time.monotonic() < deadline:
+    while _members(run.pid) and time.monotonic() < deadline:
         time.sleep(0.1)
     _signal_group(run.pid, signal.SIGKILL)
     run = run.reload()
     run.state, run.finished, run.exit_code = "cancelled", time.time(), 130
     run.error, run.hint = "The run was cancelled.", "Run it again: it goes on where it was."
     run.save()
+
+
+def _members(group: int) -> list[int]:
+    """Processes of a group that still run."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["status"]):
+        try:
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+        except ProcessLookupError:
+            continue
+    return found
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -21,6 +21,7 @@ from sluice.components.served import (
     release_name,
     router,
     target,
+    tidy_shelf,
     vllm_url,
 )
 from sluice.components.workspace import Workspace
@@ -31,6 +32,7 @@ from sluice.infra.processes import ServiceSpec, ServiceStatus, Supervisor
 from sluice.infra.program import program
 from sluice.infra.progress import Report, no_report
 from sluice.infra.settings import Settings, load_settings, write_endpoints
+from sluice.pipelines.runs import list_runs
 from sluice.provenance.canonical import canonical_json, short
 from sluice.provenance.code import code_digest
 from sluice.provenance.releases import promote, read_state, record_approval, record_decision
@@ -55,7 +57,8 @@ def bring_up(settings: Settings, report: Report = no_report) -> list[ServiceStat
         report(0, 0, "preparing the parts that hold state")
         prepare_local_parts(settings, report)
         storage = local_parts(settings, ports, secrets)
-        supervisor.up(storage, report, others="keep")
+        # The base model's artifact needs the object store only; the slow starters come up together after it.
+        supervisor.up([part for part in storage if part.name == "seaweedfs"], report, others="keep")
         addresses = endpoints(settings, ports, secrets) | {"serving": _serving_addresses(ports)}
         write_endpoints(settings.home, addresses)
         workspace = Workspace(load_settings())
@@ -174,11 +177,12 @@ def serve_champion(workspace: Workspace, base: str) -> None:
     champion = current_champion(workspace)
     for release in {champion, *(one.release for one in routes.state().targets())}:
         ensure_loaded(workspace, release, base, client)
-    state = routes.reconcile()
-    moved = state.stable != target(settings, state.stable.release)
-    if moved:
-        # The server's port changed while we were down: the same release is reached elsewhere now.
-        state = routes.apply(RouteState(target(settings, state.stable.release)), expected=state)
+    # A run under way may be evaluating an adapter that has no route.
+    if not any(run.alive for run in list_runs(settings)):
+        tidy_shelf(workspace, client)
+    routes.reconcile()
+    # The server's port may have changed while we were down.
+    state = routes.relocate(target(settings, champion).upstream)
     # What was rolled back while the ledger could not be told: users stay where they are, and the ledger learns of it.
     known = read_state(workspace.ledger)
     decided = dict.fromkeys(entry.body["adapter"] for entry in known.entries if entry.kind == "decision")

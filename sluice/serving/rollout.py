@@ -112,7 +112,10 @@ class Rollout:
     def _begin(self) -> RolloutState:
         saved = self._store.load(self._target.release)
         if saved is not None and saved.phase not in ("probing", "promoted"):
-            self._state = saved
+            stable = self._router.state().stable
+            # The server's address may have changed since; who is stable may not.
+            same = stable.release == saved.stable.release
+            self._state = saved = replace(saved, stable=stable) if same else saved
             if saved.phase != "failed":
                 self._save("resume", saved.weight, None, f"Going on at step {saved.step + 1} ({saved.phase}).")
             return self._state

@@ -155,6 +155,25 @@ class EnvoyRouter:
             self._follow(replace(decision, revision=decision.revision + 1), decision)
             return decision.state
 
+    def relocate(self, upstream: str) -> RouteState:
+        """The server that holds every release answers at `upstream` (`host:port`) now: routes, and what a rollback may
+        go to, follow it. Who gets which share stays as it is."""
+        with self._locked():
+            before = self._read()
+            if before is None:
+                return self.state()
+
+            def moved(target: Target) -> Target:
+                return replace(target, upstream=upstream)
+
+            canary = before.state.canary
+            state = replace(before.state, stable=moved(before.state.stable), canary=canary and moved(canary))
+            previous = tuple(moved(target) for target in before.previous)
+            if (state, previous) == (before.state, before.previous):
+                return state
+            self._follow(replace(before, revision=before.revision + 1, state=state, previous=previous), before)
+            return state
+
     def probe_headers(self, role: Role) -> dict[str, str]:
         """Request headers by which a probe reaches this role, whatever the weights are."""
         return {FORCE_HEADER: role, PROBE_KEY_HEADER: probe_key(self.settings)}

@@ -246,3 +246,17 @@ def test_before_the_first_release_the_answer_says_so(tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def test_a_server_that_moved_is_followed_also_by_a_rollback(gateway: Gateway, canary: Target) -> None:
+    router = gateway.router
+    first = router.state().stable
+    router.apply(RouteState(first, canary, 50))
+    router.apply(RouteState(canary))
+    moved = canary.upstream
+    # Everything is where the canary's server is now; only shares and names stay.
+    assert router.relocate(moved).stable == canary
+    assert [one.upstream for one in router.previous()] == [moved]
+    assert router.relocate(moved) == router.state()
+    router.restore_previous("back")
+    assert gateway.ask("s").headers["x-sluice-release"] == first.release

@@ -129,3 +129,30 @@ def test_two_command_lines_that_ask_at_once_share_one_run(tmp_path: Path, monkey
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: runs.start_run(settings, "release", {"adapter": "x"}), range(2)))
     assert len(started) == 1
+
+
+def test_an_interpreter_that_kfp_cannot_start_is_told(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/home/ann/my work/.venv/bin/python")
+    with pytest.raises(InputError, match="my work"):
+        start_run(settings, "reembed", {"source": "faq"})
+    assert list_runs(settings) == []
+
+
+def test_cancel_lets_a_task_give_back_what_it_holds(settings: Settings, tmp_path: Path) -> None:
+    given_back = tmp_path / "given-back"
+    task = (
+        "import pathlib, signal, sys, time\n"
+        f"def end(*_): time.sleep(0.5); pathlib.Path({str(given_back)!r}).touch(); sys.exit()\n"
+        "signal.signal(signal.SIGTERM, end); print('ready', flush=True); time.sleep(60)"
+    )
+    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {task!r}])"
+    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    created = psutil.Process(process.pid).create_time()
+    run = _run(settings, "retrain-1", state="running", pid=process.pid, pid_created=created)
+    runs._children[run.id] = process
+    cancel(run, grace_s=10)
+    process.wait(timeout=5)
+    process.stdout.close()
+    assert given_back.exists()
