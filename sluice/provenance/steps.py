@@ -9,17 +9,15 @@ edition, `steps/<key hex>.1.json`.
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sluice.infra.errors import IntegrityError, StepFailed
+from sluice.infra.file_lock import held
 from sluice.infra.object_store import ObjectExists, ObjectMissing, ObjectStore
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.artifacts import ArtifactStore
@@ -38,6 +36,8 @@ from sluice.provenance.lease import Lease, Leases
 from sluice.provenance.step_records import StepKey, StepOutput, StepRecord, parse_record, read_records, record_key
 
 __all__ = ["StepKey", "StepOutput", "StepRecord", "StepRunner", "read_records"]
+
+_WAITING = "waiting for another process on this machine that computes the same step"
 
 
 class StepRunner:
@@ -82,7 +82,7 @@ class StepRunner:
         hexadecimal = hex_of(key.digest)
         folder = self._work_dir / hexadecimal[:32]
         with (
-            _held(self._work_dir / ".locks" / hexadecimal[:32], report),
+            held(self._work_dir / ".locks" / hexadecimal[:32], lambda: report(0, 0, _WAITING)),
             self._leases.hold(hexadecimal, until=lambda: self._recorded(key), report=report) as lease,
         ):
             # Again, under the lease: the one who held it before may have recorded just now.
@@ -233,22 +233,6 @@ class StepRunner:
             if not self._artifacts.exists(digest):
                 return f"artifact {name} = {digest}"
         return ""
-
-
-@contextmanager
-def _held(path: Path, report: Report) -> Iterator[None]:
-    """Hold an exclusive lock on a file of this machine; the system frees it when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(0, 0, "waiting for another process on this machine that computes the same step")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _now() -> str:
