@@ -23,6 +23,7 @@ from sluice.infra.object_store import ObjectExists, ObjectMissing, ObjectStore
 from sluice.infra.progress import Report, no_report
 from sluice.infra.transfer import Moved
 from sluice.provenance.canonical import Json, canonical_json, digest_bytes, digest_file, hex_of, short
+from sluice.provenance.collecting import is_aging, wait_for_collector
 from sluice.provenance.manifest import FileEntry, Manifest, describe_directory, parse_manifest, require_safe
 
 __all__ = ["ArtifactStore", "FileEntry", "Manifest", "describe_directory", "parse_manifest"]
@@ -31,8 +32,6 @@ TRANSFERS = 4
 """Files moved at once. A large file is moved in parallel parts besides, so a few are enough."""
 ABANDONED_S = 24 * 3600.0
 """Age in seconds after which a half-fetched folder that nobody goes on with is removed."""
-GRACE_S = 7 * 24 * 3600.0
-"""Age in seconds up to which the collector leaves an object alone, reachable or not."""
 FREE_BYTES = 64 * 2**20
 """What a fetch leaves free on the disk."""
 
@@ -54,9 +53,12 @@ class ArtifactStore:
         manifest = describe_directory(folder, kind, metadata)
         # One blob for each content: two equal files are one upload.
         entries = {entry.digest: entry for entry in manifest.files}.values()
-        _transfer(partial(self._put_blob, folder), entries, report)
-        self._put_manifest(manifest)
-        return manifest
+        while True:
+            _transfer(partial(self._put_blob, folder), entries, report)
+            self._put_manifest(manifest)
+            # After the manifest: from here on a collector sees it. One that had begun before may have taken a part.
+            if not wait_for_collector(self._objects, (manifest.digest, *(entry.digest for entry in entries))):
+                return manifest
 
     def put_files(self, files: Mapping[str, bytes], kind: str, metadata: Mapping[str, Json] | None = None) -> Manifest:
         """Store small files given as bytes by relative path."""
@@ -71,12 +73,12 @@ class ArtifactStore:
 
     def exists(self, digest: str) -> bool:
         """Whether the artifact's manifest is stored."""
-        return self._objects.head(_manifest_key(digest)) is not None
+        return self._objects.head(manifest_key(digest)) is not None
 
     def manifest(self, digest: str) -> Manifest:
         """The verified manifest. Raises `ObjectMissing` or `IntegrityError`."""
         try:
-            data = self._objects.get(_manifest_key(digest))
+            data = self._objects.get(manifest_key(digest))
         except ObjectMissing as error:
             raise ObjectMissing(
                 f"There is no artifact {digest}.", hint="Was it made in another object store, or collected?"
@@ -120,7 +122,7 @@ class ArtifactStore:
         for entry in self.manifest(digest).files:
             if entry.path == path:
                 try:
-                    data = self._objects.get(_blob_key(entry.digest))
+                    data = self._objects.get(blob_key(entry.digest))
                 except ObjectMissing as error:
                     raise _file_gone(digest, entry) from error
                 if digest_bytes(data) != entry.digest:
@@ -132,9 +134,9 @@ class ArtifactStore:
         # A blob's key is its content, so an upload that broke off leaves nothing visible, and one that is there is
         # the same. One of another size is damaged for certain, and mended here; one that the collector may take soon
         # is written again, so that it is young when the manifest that names it appears.
-        key, path = _blob_key(entry.digest), folder / entry.path
+        key, path = blob_key(entry.digest), folder / entry.path
         found = self._objects.head(key)
-        if found is not None and found.size == entry.size and time.time() - found.modified < GRACE_S / 2:
+        if found is not None and found.size == entry.size and not is_aging(found.modified):
             moved(entry.size)
             return
         try:
@@ -157,7 +159,7 @@ class ArtifactStore:
             moved(entry.size)
             return
         try:
-            self._objects.get_file(_blob_key(entry.digest), path, moved=moved)
+            self._objects.get_file(blob_key(entry.digest), path, moved=moved)
         except ObjectMissing as error:
             raise _file_gone(digest, entry) from error
 
@@ -209,11 +211,14 @@ class ArtifactStore:
                         shutil.rmtree(left, ignore_errors=True)
 
     def _put_manifest(self, manifest: Manifest) -> None:
-        # ObjectExists is success: the key is the content's digest.
+        key, data = manifest_key(manifest.digest), canonical_json(manifest.to_json())
         try:
-            self._objects.put(_manifest_key(manifest.digest), canonical_json(manifest.to_json()), if_absent=True)
+            self._objects.put(key, data, if_absent=True)
         except ObjectExists:
-            pass
+            # Success: the key is the content's digest. Only, as with blobs, it must not be old.
+            found = self._objects.head(key)
+            if found is None or is_aging(found.modified):
+                self._objects.put(key, data)
 
 
 def _transfer(move: Callable[[FileEntry, Moved], None], entries: Iterable[FileEntry], report: Report) -> None:
@@ -262,9 +267,11 @@ def _file_gone(digest: str, entry: FileEntry) -> ObjectMissing:
     )
 
 
-def _blob_key(digest: str) -> str:
+def blob_key(digest: str) -> str:
+    """Where a file's bytes lie."""
     return f"blobs/sha256/{hex_of(digest)}"
 
 
-def _manifest_key(digest: str) -> str:
+def manifest_key(digest: str) -> str:
+    """Where an artifact's manifest lies."""
     return f"manifests/sha256/{hex_of(digest)}"

@@ -32,6 +32,7 @@ from sluice.provenance.attestation import (
 )
 from sluice.provenance.canonical import Json, canonical_json, digest_bytes, digest_json, hex_of, require_digest
 from sluice.provenance.code import lock_digest
+from sluice.provenance.collecting import is_aging, wait_for_collector
 from sluice.provenance.lease import Lease, Leases
 from sluice.provenance.step_records import StepKey, StepOutput, StepRecord, parse_record, read_records, record_key
 
@@ -76,8 +77,8 @@ class StepRunner:
         key's code digest (`code_sources`): kept, so that `sluice why` can say which one changed. Raises `StepFailed`
         when an output that `function` names is not stored, and whatever `function` raises.
         """
-        record, _ = self._find(key, report)
-        if record is not None:
+        record, edition = self._find(key, report)
+        if record is not None and self._claim(record, edition):
             return record, True
         hexadecimal = hex_of(key.digest)
         folder = self._work_dir / hexadecimal[:32]
@@ -87,8 +88,8 @@ class StepRunner:
         ):
             # Again, under the lease: the one who held it before may have recorded just now.
             record, edition = self._find(key, no_report)
-            hit = record is not None
-            if record is None:
+            hit = record is not None and self._claim(record, edition)
+            if record is None or not hit:
                 folder.mkdir(parents=True, exist_ok=True)
                 if sources is not None and digest_json(sources) == key.code:
                     _put_once(self._objects, code_key(key.code), canonical_json(sources))
@@ -139,6 +140,15 @@ class StepRunner:
                 f"The record of step {record.key.name!r} says something else than its statement {place}."
             )
         return found
+
+    def _claim(self, record: StepRecord, edition: int) -> bool:
+        """Keep the collector away from what a hit relies on; False when it was faster and an output is gone."""
+        place = record_key(record.key_digest, edition)
+        found = self._objects.head(place)
+        if found is None or is_aging(found.modified):
+            self._objects.put(place, canonical_json(record.to_json()))
+        waited = wait_for_collector(self._objects, record.output.artifacts.values())
+        return not (waited and self._missing(record.output))
 
     def _recorded(self, key: StepKey) -> bool:
         return self._find(key, no_report)[0] is not None
