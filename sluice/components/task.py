@@ -23,8 +23,8 @@ from typing import Any
 from sluice.components.workspace import Workspace, open_workspace
 from sluice.infra.errors import InputError, SluiceError
 from sluice.infra.progress import RUN_DIR_VARIABLE, Report, step_reporter
-from sluice.provenance.canonical import Json
-from sluice.provenance.code import code_digest
+from sluice.provenance.canonical import Json, digest_json
+from sluice.provenance.code import code_sources
 from sluice.provenance.steps import StepKey, StepOutput, StepRecord
 
 TASK_VARIABLE = "SLUICE_TASK"
@@ -47,7 +47,10 @@ def component(function: Callable[..., Any]) -> Any:
 
 @dataclass
 class TaskState:
-    """How one task of a run goes. Times in seconds since the epoch; `hit` means that nothing was computed again."""
+    """How one task of a run goes. Times in seconds since the epoch; `hit` means that nothing was computed again.
+
+    `steps` has the steps that the task came to: key digest, the key itself, and whether it was a hit (None: not ended).
+    """
 
     task: str
     state: str
@@ -57,6 +60,7 @@ class TaskState:
     summary: str = ""
     outputs: dict[str, str] = field(default_factory=dict)
     values: dict[str, Json] = field(default_factory=dict)
+    steps: list[dict[str, Json]] = field(default_factory=list)
     error: str | None = None
     hint: str | None = None
     exit_code: int = 0
@@ -85,9 +89,12 @@ class Task:
 
         `locks` are the environments that compute it: what asks vLLM adds `serve`.
         """
-        code = code_digest("infra", "provenance", *rooms, locks=locks)
-        key = StepKey(name, code, dict(parameters), dict(inputs))
-        record, hit = self.workspace.steps.run(key, function)
+        sources = code_sources("infra", "provenance", *rooms, locks=locks)
+        key = StepKey(name, digest_json(sources), dict(parameters), dict(inputs))
+        trace: dict[str, Json] = {"digest": key.digest, "key": key.to_json(), "hit": None}
+        self.state.steps.append(trace)
+        record, trace["hit"] = self.workspace.steps.run(key, function, self.report, sources)
+        hit = bool(trace["hit"])
         self.state.hit = hit if self.state.hit is None else self.state.hit and hit
         self.state.outputs.update(record.output.artifacts)
         self.state.values.update(record.output.values)

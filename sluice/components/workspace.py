@@ -9,6 +9,7 @@ from pathlib import Path
 from sluice.infra.errors import UnavailableError
 from sluice.infra.object_store import S3ObjectStore
 from sluice.infra.settings import Settings, load_settings
+from sluice.infra.transfer import Transfers
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.attestation import Signer
 from sluice.provenance.ledger import Ledger
@@ -25,7 +26,7 @@ class Workspace:
     def objects(self) -> S3ObjectStore:
         if self.settings.profile == "local" and self.settings.object_store.endpoint_url is None:
             raise UnavailableError("The local object store has no address yet.", hint="Start the parts: `sluice up`.")
-        return S3ObjectStore(self.settings.object_store)
+        return S3ObjectStore(self.settings.object_store, Transfers(journal=self.settings.home / "transfers"))
 
     @cached_property
     def artifacts(self) -> ArtifactStore:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from sluice.infra.errors import ConflictError, SluiceError, UnavailableError
+from sluice.infra.transfer import Moved, Transfers, abort_stale_uploads, download, ignore_moved, upload
 
 if TYPE_CHECKING:
     from botocore.exceptions import ClientError
@@ -51,14 +52,17 @@ class ObjectStore(Protocol):
     def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
         """Write `data`. With `if_absent`, raise `ObjectExists` and write nothing when the key is taken."""
 
-    def put_file(self, key: str, path: Path) -> None:
-        """Upload a file in parts, in bounded memory; the object appears whole or not at all."""
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False, moved: Moved = ignore_moved) -> None:
+        """Upload a file in parts, in bounded memory; the object appears whole or not at all.
+
+        With `if_absent`, raise `ObjectExists` when the key is taken. `moved` counts bytes as they get there.
+        """
 
     def get(self, key: str) -> bytes:
         """The object's bytes. Raises `ObjectMissing`."""
 
-    def get_file(self, key: str, path: Path) -> None:
-        """Download to `path` in bounded memory. Raises `ObjectMissing`."""
+    def get_file(self, key: str, path: Path, *, moved: Moved = ignore_moved) -> None:
+        """Download to `path` in bounded memory; the file gets its name when it is whole. Raises `ObjectMissing`."""
 
     def head(self, key: str) -> ObjectInfo | None:
         """Size and time of an object, or None."""
@@ -73,8 +77,9 @@ class ObjectStore(Protocol):
 class S3ObjectStore:
     """`ObjectStore` over the S3 API. Safe to share between threads."""
 
-    def __init__(self, settings: ObjectStoreSettings) -> None:
+    def __init__(self, settings: ObjectStoreSettings, transfers: Transfers | None = None) -> None:
         self._settings = settings
+        self._transfers = transfers or Transfers()
         self._lock = threading.Lock()
         self._client: S3Client | None = None
 
@@ -96,6 +101,7 @@ class S3ObjectStore:
                         retries={"max_attempts": 5, "mode": "standard"},
                         connect_timeout=5,
                         read_timeout=60,
+                        max_pool_connections=self._transfers.parallel + 8,
                         s3={"addressing_style": "path" if self._settings.endpoint_url else "auto"},
                         # A proxy of the user's environment cannot reach this machine's own loopback address.
                         proxies={} if _is_loopback(self._settings.endpoint_url) else None,
@@ -159,18 +165,41 @@ class S3ObjectStore:
                         raise ObjectExists(f"The object {key!r} exists already.") from error
                 time.sleep(0.1 * (attempt + 1))
 
-    def put_file(self, key: str, path: Path) -> None:
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False, moved: Moved = ignore_moved) -> None:
+        from botocore.exceptions import ClientError
+
+        size = path.stat().st_size
+        if size <= self._transfers.part_bytes:
+            self.put(key, path.read_bytes(), if_absent=if_absent)
+            moved(size)
+            return
         with self._explained(key):
-            self.client.upload_file(str(path), self.bucket, key)
+            if if_absent and self.head(key) is not None:
+                raise ObjectExists(f"The object {key!r} exists already.")
+            try:
+                upload(self.client, self.bucket, key, path, self._transfers, if_absent=if_absent, moved=moved)
+            except ClientError as error:
+                # A lost answer to the last request, tried again, finds the upload completed: 404, or 412 on a
+                # condition. 409 says that a conditional write won or fails at this moment.
+                if _status(error) not in (404, 409, 412) or (found := self.head(key)) is None:
+                    raise
+                if if_absent:
+                    raise ObjectExists(f"The object {key!r} exists already.") from error
+                if found.size != size:
+                    raise
 
     def get(self, key: str) -> bytes:
         with self._explained(key):
             return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
 
-    def get_file(self, key: str, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def get_file(self, key: str, path: Path, *, moved: Moved = ignore_moved) -> None:
         with self._explained(key):
-            self.client.download_file(self.bucket, key, str(path))
+            download(self.client, self.bucket, key, path, self._transfers, moved)
+
+    def abort_stale_uploads(self, older_than_s: float, *, dry_run: bool = False) -> list[str]:
+        """Keys of broken uploads that began longer ago than that; aborted unless it is a dry run."""
+        with self._explained("uploads"):
+            return abort_stale_uploads(self.client, self.bucket, older_than_s, dry_run=dry_run)
 
     def head(self, key: str) -> ObjectInfo | None:
         try:
@@ -196,7 +225,6 @@ class S3ObjectStore:
     @contextmanager
     def _explained(self, key: str) -> Iterator[None]:
         """Turn the client's errors into ours, with the endpoint and the way out."""
-        from boto3.exceptions import Boto3Error
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
 
         where = f"{self._settings.endpoint_url or 'Amazon S3'}/{self.bucket}"
@@ -206,12 +234,6 @@ class S3ObjectStore:
             raise self._answered(error, key, where) from error
         except (NoCredentialsError, PartialCredentialsError) as error:
             raise UnavailableError(f"There are no credentials for the object store {where}.", hint=_KEYS) from error
-        except Boto3Error as error:
-            # The transfer of files wraps the answer of the server in an error of its own.
-            answer = error.__cause__ or error.__context__
-            if isinstance(answer, ClientError):
-                raise self._answered(answer, key, where) from error
-            raise UnavailableError(f"The object store {where} failed on {key!r}: {error}.") from error
         except BotoCoreError as error:
             raise UnavailableError(
                 f"The object store {where} does not answer: {error}.",

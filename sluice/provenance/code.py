@@ -7,14 +7,19 @@ from pathlib import Path
 
 import sluice
 from sluice.infra.errors import InputError
-from sluice.provenance.canonical import digest_bytes, digest_json
+from sluice.provenance.canonical import Json, digest_bytes, digest_json
 
 SOURCES = Path(sluice.__file__).parent
 _PASSED_OVER = {"__pycache__"}
 
 
 def code_digest(*packages: str, locks: tuple[str, ...] = ("main",), root: Path = SOURCES) -> str:
-    """Digest over the files of parts of Sluice and the lock files of the environments that run them.
+    """Digest of `code_sources`: the files of parts of Sluice, and the locks of the environments that run them."""
+    return digest_json(code_sources(*packages, locks=locks, root=root))
+
+
+def code_sources(*packages: str, locks: tuple[str, ...] = ("main",), root: Path = SOURCES) -> Json:
+    """Digests of the files of parts of Sluice, by path, and of lock files, by name: `{"files": {}, "locks": {}}`.
 
     `packages` are names below `sluice`: a room (`"training"`) or one module of it (`"training.recipes"`). `locks`
     name files in `requirements/` beside the package (`"main"` is `requirements/main.lock`): a step that runs vLLM
@@ -28,7 +33,7 @@ def code_digest(*packages: str, locks: tuple[str, ...] = ("main",), root: Path =
         for package in packages
         for path in _files_of(package, root)
     }
-    return digest_json({"files": files, "locks": {name: lock_digest(name, root=root) for name in locks}})
+    return {"files": files, "locks": {name: lock_digest(name, root=root) for name in locks}}
 
 
 def lock_digest(name: str = "main", root: Path = SOURCES) -> str | None:

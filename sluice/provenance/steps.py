@@ -1,24 +1,23 @@
 """Step records: a step whose key was finished before is never computed again. Our cache and our resume.
 
 Layout in the object store: `steps/<key hex>.json` holds a record, `attestations/sha256/<hex>.json` the signed
-statement that it names. A record is written last, by a conditional put: one that can be read has its outputs and its
-statement. Records are never overwritten: when the outputs of one are gone, the step is computed again and its new
-record is the next edition, `steps/<key hex>.1.json`.
+statement that it names, `code/sha256/<hex>.json` the digests of the files behind a code digest, where they are known.
+A record is written last, by a conditional put: one that can be read has its outputs and its statement. Records are
+never overwritten: when the outputs of one are gone, the step is computed again and its new record is the next
+edition, `steps/<key hex>.1.json`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sluice.infra.errors import IntegrityError, StepFailed
+from sluice.infra.file_lock import held
 from sluice.infra.object_store import ObjectExists, ObjectMissing, ObjectStore
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.artifacts import ArtifactStore
@@ -33,9 +32,13 @@ from sluice.provenance.attestation import (
 )
 from sluice.provenance.canonical import Json, canonical_json, digest_bytes, digest_json, hex_of, require_digest
 from sluice.provenance.code import lock_digest
+from sluice.provenance.collecting import is_aging, wait_for_collector
+from sluice.provenance.lease import Lease, Leases
 from sluice.provenance.step_records import StepKey, StepOutput, StepRecord, parse_record, read_records, record_key
 
 __all__ = ["StepKey", "StepOutput", "StepRecord", "StepRunner", "read_records"]
+
+_WAITING = "waiting for another process on this machine that computes the same step"
 
 
 class StepRunner:
@@ -48,35 +51,49 @@ class StepRunner:
         signer: Signer,
         work_dir: Path,
         trusted_keys: Iterable[PublicKey] = (),
+        leases: Leases | None = None,
     ) -> None:
         self._objects = objects
         self._artifacts = artifacts
         self._signer = signer
         self._work_dir = work_dir
         self._trusted = (signer.public_key, *trusted_keys)
+        self._leases = leases or Leases(objects)
 
     def run(
-        self, key: StepKey, function: Callable[[Path], StepOutput], report: Report = no_report
+        self,
+        key: StepKey,
+        function: Callable[[Path], StepOutput],
+        report: Report = no_report,
+        sources: Json | None = None,
     ) -> tuple[StepRecord, bool]:
         """The step's record, and whether it was there already (then `function` was not needed).
 
         `function` gets a scratch folder that is the same for the same key on this machine, so that an interrupted
-        step finds its partial work; the folder is removed once the record is written. On one machine a key is
-        computed by one process at a time, the others wait for it; of two machines that race, the one that records
-        first wins and the other returns the winner's record (True). Raises `StepFailed` when an output that
-        `function` names is not stored, and whatever `function` raises.
+        step finds its partial work; the folder is removed once the record is written. A key is computed by one
+        process at a time: the others of this machine wait for a file lock, other machines for a lease in the object
+        store, and all return the one record (True). A machine that was cut off for longer than its lease may compute
+        in vain: the record that is written first holds, and it returns that one. `sources` are the files behind the
+        key's code digest (`code_sources`): kept, so that `sluice why` can say which one changed. Raises `StepFailed`
+        when an output that `function` names is not stored, and whatever `function` raises.
         """
-        record, _ = self._find(key, report)
-        if record is not None:
+        record, edition = self._find(key, report)
+        if record is not None and self._claim(record, edition):
             return record, True
-        hexadecimal = hex_of(key.digest)[:32]
-        folder = self._work_dir / hexadecimal
-        with _held(self._work_dir / ".locks" / hexadecimal, report):
+        hexadecimal = hex_of(key.digest)
+        folder = self._work_dir / hexadecimal[:32]
+        with (
+            held(self._work_dir / ".locks" / hexadecimal[:32], lambda: report(0, 0, _WAITING)),
+            self._leases.hold(hexadecimal, until=lambda: self._recorded(key), report=report) as lease,
+        ):
+            # Again, under the lease: the one who held it before may have recorded just now.
             record, edition = self._find(key, no_report)
-            hit = record is not None
-            if record is None:
+            hit = record is not None and self._claim(record, edition)
+            if record is None or not hit:
                 folder.mkdir(parents=True, exist_ok=True)
-                record, hit = self._compute(key, edition, folder, function)
+                if sources is not None and digest_json(sources) == key.code:
+                    _put_once(self._objects, code_key(key.code), canonical_json(sources))
+                record, hit = self._compute(key, edition, folder, function, lease, report)
             # Under the lock, and after the record: also removes what a process left that was killed in between.
             shutil.rmtree(folder, ignore_errors=True)
         return record, hit
@@ -124,6 +141,18 @@ class StepRunner:
             )
         return found
 
+    def _claim(self, record: StepRecord, edition: int) -> bool:
+        """Keep the collector away from what a hit relies on; False when it was faster and an output is gone."""
+        place = record_key(record.key_digest, edition)
+        found = self._objects.head(place)
+        if found is None or is_aging(found.modified):
+            self._objects.put(place, canonical_json(record.to_json()))
+        waited = wait_for_collector(self._objects, record.output.artifacts.values())
+        return not (waited and self._missing(record.output))
+
+    def _recorded(self, key: StepKey) -> bool:
+        return self._find(key, no_report)[0] is not None
+
     def _find(self, key: StepKey, report: Report) -> tuple[StepRecord | None, int]:
         """The latest edition whose outputs exist, or None and the number of the edition to write."""
         edition = 0
@@ -141,10 +170,22 @@ class StepRunner:
             edition += 1
 
     def _compute(
-        self, key: StepKey, edition: int, folder: Path, function: Callable[[Path], StepOutput]
+        self,
+        key: StepKey,
+        edition: int,
+        folder: Path,
+        function: Callable[[Path], StepOutput],
+        lease: Lease | None,
+        report: Report,
     ) -> tuple[StepRecord, bool]:
         started = _now()
         output = function(folder)
+        if lease is None or lease.lost:
+            # The result is as good as any, and the first record wins as always; but somebody may have been faster.
+            report(0, 0, f"the lease on {key.name} was lost meanwhile: looking for another machine's record")
+            record, edition = self._find(key, no_report)
+            if record is not None:
+                return record, True
         canonical_json(dict(output.values))
         for name, digest in output.artifacts.items():
             require_digest(digest, f"output {name} of step {key.name}")
@@ -193,10 +234,7 @@ class StepRunner:
         )
         data = canonical_json(envelope)
         digest = digest_bytes(data)
-        try:
-            self._objects.put(_attestation_key(digest), data, if_absent=True)
-        except ObjectExists:
-            pass
+        _put_once(self._objects, _attestation_key(digest), data)
         return digest
 
     def _missing(self, output: StepOutput) -> str:
@@ -207,24 +245,21 @@ class StepRunner:
         return ""
 
 
-@contextmanager
-def _held(path: Path, report: Report) -> Iterator[None]:
-    """Hold an exclusive lock on a file of this machine; the system frees it when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            report(0, 0, "waiting for another process on this machine that computes the same step")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def code_key(code: str) -> str:
+    """Where the files behind a code digest are listed; the object's own digest is the code digest."""
+    return f"code/sha256/{hex_of(code)}.json"
+
+
+def _put_once(objects: ObjectStore, key: str, data: bytes) -> None:
+    # The key is the content's digest: what is there already is the same.
+    try:
+        objects.put(key, data, if_absent=True)
+    except ObjectExists:
+        pass
 
 
 def _attestation_key(digest: str) -> str:

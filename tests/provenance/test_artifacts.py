@@ -6,14 +6,17 @@ import json
 import os
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sluice.infra.errors import InputError, IntegrityError
+from sluice.infra.errors import InputError, IntegrityError, UnavailableError
 from sluice.infra.object_store import ObjectMissing
+from sluice.infra.transfer import Moved, ignore_moved
 from sluice.provenance.artifacts import ArtifactStore, describe_directory, parse_manifest
 from sluice.provenance.canonical import canonical_json, digest_bytes
 from tests.support.directory_store import DirectoryStore
@@ -26,9 +29,9 @@ class CountingStore(DirectoryStore):
         super().__init__(root)
         self.uploads: list[str] = []
 
-    def put_file(self, key: str, path: Path) -> None:
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False, moved: Moved = ignore_moved) -> None:
         self.uploads.append(key)
-        super().put_file(key, path)
+        super().put_file(key, path, if_absent=if_absent, moved=moved)
 
 
 @pytest.fixture
@@ -150,10 +153,10 @@ def test_a_file_that_changes_while_it_is_stored_is_refused_and_leaves_no_false_b
     tmp_path: Path, folder: Path
 ) -> None:
     class SlowStore(DirectoryStore):
-        def put_file(self, key: str, path: Path) -> None:
+        def put_file(self, key: str, path: Path, *, if_absent: bool = False, moved: Moved = ignore_moved) -> None:
             if path.name == "weights.bin" and path.stat().st_size == 2048:
                 path.write_bytes(b"written too late")
-            super().put_file(key, path)
+            super().put_file(key, path, if_absent=if_absent, moved=moved)
 
     objects = SlowStore(tmp_path / "slow")
     original = digest_bytes((folder / "weights.bin").read_bytes())
@@ -203,6 +206,68 @@ def test_what_a_killed_fetch_left_is_swept_after_a_day(artifacts: ArtifactStore,
     artifacts.fetch(artifacts.put_directory(folder, "adapter").digest)
     assert not old.exists()
     assert fresh.exists(), "another process may still be fetching into it"
+
+
+class CutOff(DirectoryStore):
+    """Breaks off after so many files, as a cut of the network or a kill does."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.left = 10**9
+        self.fetched: list[str] = []
+
+    def get_file(self, key: str, path: Path, *, moved: Moved = ignore_moved) -> None:
+        if self.left == 0:
+            raise UnavailableError("The cable was pulled.")
+        self.left -= 1
+        self.fetched.append(key)
+        super().get_file(key, path, moved=moved)
+
+
+def test_a_fetch_that_broke_off_goes_on_where_it_was(tmp_path: Path, folder: Path) -> None:
+    objects = CutOff(tmp_path / "objects")
+    digest = ArtifactStore(objects, tmp_path / "cache").put_directory(folder, "adapter").digest
+    objects.left = 1
+    with pytest.raises(UnavailableError, match="cable"):
+        ArtifactStore(objects, tmp_path / "cache").fetch(digest)
+    objects.left = 10**9
+    fetched = ArtifactStore(objects, tmp_path / "cache").fetch(digest)
+    assert describe_directory(fetched, "adapter").digest == digest
+    assert len(objects.fetched) == len(set(objects.fetched)) == 2, "no file is moved twice"
+    assert not list((tmp_path / "cache").glob(".fetch-*"))
+
+
+def test_a_fetch_of_one_artifact_at_a_time(tmp_path: Path, folder: Path) -> None:
+    objects = CutOff(tmp_path / "objects")
+    digest = ArtifactStore(objects, tmp_path / "cache").put_directory(folder, "adapter").digest
+    with ThreadPoolExecutor(6) as pool:
+        stores = [ArtifactStore(objects, tmp_path / "cache") for _ in range(6)]
+        places = set(pool.map(lambda store: store.fetch(digest), stores))
+    assert len(places) == 1
+    assert len(objects.fetched) == 2, "the others waited and used what it fetched"
+
+
+def test_a_disk_without_room_is_told_before_anything_moves(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = CutOff(tmp_path / "objects")
+    store = ArtifactStore(objects, tmp_path / "cache")
+    digest = store.put_directory(folder, "adapter").digest
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=50 * 2**20))
+    with pytest.raises(UnavailableError, match=r"adapter [0-9a-f]{12} needs 0\.00 GB more in .* has 0\.05 GB free"):
+        store.fetch(digest)
+    assert objects.fetched == []
+
+
+def test_a_blob_that_may_be_collected_soon_is_written_again(tmp_path: Path, folder: Path) -> None:
+    objects = CountingStore(tmp_path / "counted")
+    store = ArtifactStore(objects, tmp_path / "cache")
+    store.put_directory(folder, "adapter")
+    for info in list(objects.list("")):
+        os.utime(objects.root / info.key, (time.time() - 4 * 86400,) * 2)
+    store.put_directory(folder, "adapter", {"new": 1})
+    assert len(objects.uploads) == 4
+    assert all(time.time() - info.modified < 60 for info in objects.list("blobs/"))
 
 
 def test_a_manifest_in_another_form_than_the_canonical_is_refused(artifacts: ArtifactStore) -> None:

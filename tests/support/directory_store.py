@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sluice.infra.object_store import ObjectExists, ObjectInfo, ObjectMissing
+from sluice.infra.transfer import Moved, ignore_moved
 
 
 class DirectoryStore:
@@ -37,8 +38,9 @@ class DirectoryStore:
             if os.path.exists(staging):
                 os.unlink(staging)
 
-    def put_file(self, key: str, path: Path) -> None:
-        self.put(key, path.read_bytes())
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False, moved: Moved = ignore_moved) -> None:
+        self.put(key, path.read_bytes(), if_absent=if_absent)
+        moved(path.stat().st_size)
 
     def get(self, key: str) -> bytes:
         try:
@@ -46,12 +48,13 @@ class DirectoryStore:
         except FileNotFoundError as error:
             raise ObjectMissing(f"There is no object {key!r}.") from error
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, moved: Moved = ignore_moved) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(self._path(key), path)
         except FileNotFoundError as error:
             raise ObjectMissing(f"There is no object {key!r}.") from error
+        moved(path.stat().st_size)
 
     def head(self, key: str) -> ObjectInfo | None:
         try:

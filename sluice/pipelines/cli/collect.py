@@ -1,0 +1,122 @@
+"""gc: what nothing needs any more, shown first and deleted only by the plan's digest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
+
+if TYPE_CHECKING:
+    from sluice.infra.progress import Report
+    from sluice.provenance.collect import Plan
+
+_DAY_S = 86400.0
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("gc")(gc)
+
+
+def gc(
+    delete: Annotated[str, typer.Option(metavar="PLAN_DIGEST", help="Delete what this plan named")] = "",
+    grace_days: Annotated[float, typer.Option(help="Nothing younger goes; 7 at least")] = 7.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what nothing live needs any more, and why the rest stays. Deletes nothing without --delete.
+
+    What stays: releases that may serve (routes, champions, approved and fresh candidates), indexes in the vector
+    store, holdouts, base models, runs under way, everything behind those, the evidence of all decisions, and whatever
+    was written or used within the grace. Step records and signed statements always stay. The plan that is shown has a
+    digest: [bold]sluice gc --delete PLAN_DIGEST[/] deletes exactly that, as far as it is still unreachable then.
+    """
+    from sluice.components.workspace import open_workspace
+    from sluice.pipelines.collect import open_collector
+
+    workspace = open_workspace()
+    collector = open_collector(workspace, grace_days * _DAY_S)
+    if not delete:
+        plan = collector.plan(_progress(as_json))
+        uploads = workspace.objects.abort_stale_uploads(plan.grace_s, dry_run=True)
+        if as_json:
+            show_json(_plan_as_json(plan, uploads))
+        else:
+            _show_plan(plan, uploads)
+        return
+    done = collector.delete(delete if delete.startswith("sha256:") else f"sha256:{delete}", _progress(as_json))
+    aborted = workspace.objects.abort_stale_uploads(grace_days * _DAY_S)
+    if as_json:
+        show_json(
+            {
+                "artifacts": done.artifacts,
+                "blobs": done.blobs,
+                "bytes": done.bytes,
+                "spared": dict(done.spared),
+                "uploads": aborted,
+            }
+        )
+        return
+    console.print(f"Deleted {done.artifacts} artifacts and {done.blobs} blobs, {_size(done.bytes)}.")
+    if aborted:
+        console.print(f"Aborted {len(aborted)} uploads that nobody went on with.")
+    for reason, count in sorted(done.spared.items()):
+        console.print(f"  {count} spared: {reason}")
+
+
+def _show_plan(plan: Plan, uploads: list[str]) -> None:
+    kept = sorted(plan.kept.items(), key=lambda item: -item[1].count)
+    show_table(
+        "stays",
+        ["artifacts", "size", "because"],
+        [[tally.count, _size(tally.bytes), reason] for reason, tally in kept],
+        empty="no artifacts here yet",
+    )
+    kinds: dict[str, list[int]] = {}
+    for one in plan.artifacts:
+        count = kinds.setdefault(one.kind, [0, 0])
+        count[0], count[1] = count[0] + 1, count[1] + one.size
+    rows = [[kind, count, _size(size)] for kind, (count, size) in sorted(kinds.items())]
+    show_table("would go", ["kind", "artifacts", "size"], rows, empty="nothing")
+    console.print(
+        f"{len(plan.blobs)} blobs would go, {_size(sum(one.size for one in plan.blobs))} (a blob that something else "
+        f"needs stays); nothing younger than {plan.grace_s / _DAY_S:g} days is touched."
+    )
+    if uploads:
+        console.print(f"{len(uploads)} uploads that nobody went on with would be aborted.")
+    if plan.artifacts or plan.blobs or uploads:
+        console.print(f"Nothing was deleted. To delete exactly this: [bold]sluice gc --delete {plan.digest}[/]")
+
+
+def _plan_as_json(plan: Plan, uploads: list[str]) -> dict[str, object]:
+    return {
+        **plan.to_json(),
+        "digest": plan.digest,
+        "kept": {reason: {"count": tally.count, "bytes": tally.bytes} for reason, tally in plan.kept.items()},
+        "uploads": uploads,
+    }
+
+
+def _progress(as_json: bool) -> Report:
+    from sluice.infra.progress import no_report
+
+    if as_json or not console.is_terminal:
+        return no_report
+    status = console.status("looking at the roots")
+
+    def report(completed: float, total: float, message: str) -> None:
+        if total and completed >= total:
+            status.stop()
+            return
+        status.update(f"{message} {completed:g}/{total:g}" if total else message)
+        status.start()
+
+    return report
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
