@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sluice.components.aliases import REPAIR
 from sluice.components.workspace import Workspace
 from sluice.infra.audit import read
 from sluice.infra.errors import SluiceError
 from sluice.infra.settings import Settings
 from sluice.provenance.release_state import Reign
 from sluice.provenance.releases import read_state
-
-REPAIR = "repair alias"
 
 
 @dataclass(frozen=True)

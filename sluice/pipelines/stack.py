@@ -13,6 +13,7 @@ from typing import Any
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.champion import current_champion, name_base
+from sluice.components.index_version import follow_live_index
 from sluice.components.rollback import tell_ledger
 from sluice.components.served import (
     adapter_shelf,
@@ -68,6 +69,7 @@ def bring_up(settings: Settings, report: Report = no_report) -> list[ServiceStat
     serve_champion(workspace, base)
     register_base(workspace, base, report)
     follow_ledger(workspace)
+    follow_live_index(workspace)
     return states
 
 

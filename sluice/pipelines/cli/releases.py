@@ -42,6 +42,7 @@ def approvals(
 
     An approval made there starts the release, as `sluice approve` does.
     """
+    from sluice.components.aliases import follow_ledger
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.approvals import registry_of, take_over
     from sluice.registry.approvals import pending_approvals
@@ -49,6 +50,9 @@ def approvals(
     workspace = open_workspace()
     told: set[str] = set()
     started: list[Run] = []
+    repaired = follow_ledger(workspace)
+    for sentence in repaired if not as_json else ():
+        console.print(f"[yellow]{escape(sentence)}[/]")
 
     def start(decided: Decided) -> None:
         if decided.state == "approved":
@@ -74,6 +78,7 @@ def approvals(
             {
                 "recorded": recorded,
                 "problems": problems,
+                "repaired": repaired,
                 "waiting": [dict(zip(("version", "gate", "approval", "url"), r, strict=True)) for r in rows],
             }
         )

@@ -53,6 +53,7 @@ def up(as_json: JsonFlag = False) -> None:
 
         services = bring_up(settings, report)
     _show_services(services)
+    _show_repairs(settings)
 
 
 def down(as_json: JsonFlag = False) -> None:
@@ -73,11 +74,22 @@ def status(as_json: JsonFlag = False) -> None:
     """Show each local part: state, process, address, health."""
     from sluice.pipelines.stack import part_status
 
-    services = part_status(load_settings())
+    settings = load_settings()
+    services = part_status(settings)
     if as_json:
         show_json([_service_row(item) for item in services])
     else:
         _show_services(services)
+        _show_repairs(settings)
+
+
+def _show_repairs(settings: Settings) -> None:
+    from rich.markup import escape
+
+    from sluice.pipelines.history import repairs
+
+    for sentence in repairs(settings)[-3:]:
+        console.print(f"[yellow]{escape(sentence)}[/]")
 
 
 def _service_row(item: Any) -> dict[str, Any]:
