@@ -120,14 +120,18 @@ def take_over(
     log has who took it over. `access.approve_in_mlflow` = false takes nothing over. Raises `AccessRefused`.
     """
     registry = registry_of(workspace)
-    trusted = workspace.settings.access.approve_in_mlflow
-    if not (workspace.settings.profile == "local" if trusted is None else trusted):
-        return [], []
+    policy = workspace.settings.access.approve_in_mlflow
+    open_ = workspace.settings.profile == "local" if policy is None else policy
     taken, problems = [], []
     for version in pending_approvals(registry, workspace.settings.application):
         try:
             found = read_ui_approval(registry, version)
-            if found is not None and not found.recorded:
+            if found is not None and not found.recorded and not open_:
+                problems.append(
+                    f"Version {version.number} is {found.state} in MLflow, which counts for nothing here "
+                    "(access.approve_in_mlflow is off): use `sluice approve` or `sluice reject`."
+                )
+            elif found is not None and not found.recorded:
                 require(workspace.settings, "take over from MLflow", f"version {version.number} {found.state}")
                 comment = f"{found.comment} ({NOT_AUTHENTICATED})".strip()
                 taken.append(record(workspace, version, found.state, found.approver, comment, start))

@@ -209,8 +209,8 @@ def _roll_back(verb: str, reason: str, *, promoted_too: bool, as_json: bool) -> 
     from sluice.components.rollback import roll_back
 
     settings = load_settings()
-    require(settings, verb, reason)
-    told = roll_back(settings, reason, promoted_too=promoted_too)
+    identity = require(settings, verb, reason)
+    told = roll_back(settings, reason, promoted_too=promoted_too, actor=identity)
     if as_json:
         show_json(told)
         return
