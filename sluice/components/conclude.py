@@ -50,6 +50,7 @@ def conclude_step(
             except (GateRefused, ConflictError) as error:
                 # Expired or rejected while it baked, or another release was promoted: nobody stays on this one.
                 rollout.step_aside(error)
+                follow_ledger(workspace)
                 raise
         rollout.finish()
         told = f"{short(adapter)} is the champion; {short(previous)} stays loaded for rollback"

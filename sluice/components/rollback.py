@@ -14,8 +14,9 @@ from sluice.provenance.releases import record_failure, record_rollback
 ACTOR = "rollback"
 
 
-def roll_back(settings: Settings, reason: str, *, promoted_too: bool) -> dict[str, Any]:
+def roll_back(settings: Settings, reason: str, *, promoted_too: bool, actor: str = ACTOR) -> dict[str, Any]:
     """Give all users back to stable, or to the release before it. `{"now", "was", "notes"}`, names and sentences.
+    `actor` is who asked, for the ledger.
 
     Raises `ConflictError` when there is nothing to go back from. A ledger that does not answer is a note, not a
     failure: users come first. So is a gateway that has not confirmed yet: its decision stands, and asking for
@@ -36,18 +37,18 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool) -> dict[st
         notes.append(f"The gateway has not confirmed yet: {error.message} `sluice up` makes it follow.")
     try:
         workspace = Workspace(settings)
-        tell_ledger(workspace, gone=gone.release, now=after.stable.release, reason=reason)
+        tell_ledger(workspace, gone=gone.release, now=after.stable.release, reason=reason, actor=actor)
         notes += follow_ledger(workspace)
     except SluiceError as error:
         notes.append(f"The ledger was not told: {error} `sluice up` tells it when it answers.")
     return {"now": after.stable.served_name, "was": gone.served_name, "notes": notes}
 
 
-def tell_ledger(workspace: Workspace, *, gone: str, now: str, reason: str) -> None:
+def tell_ledger(workspace: Workspace, *, gone: str, now: str, reason: str, actor: str = ACTOR) -> None:
     """Record what the gateway did already: users went from `gone` to `now`, and `gone` may not rise again."""
     try:
-        record_rollback(workspace.ledger, release=gone, to=now, reason=reason, actor=ACTOR)
+        record_rollback(workspace.ledger, release=gone, to=now, reason=reason, actor=actor)
     except ConflictError:
         # The ledger's champion is another one by now, or was told before. That this release failed holds anyway.
         pass
-    record_failure(workspace.ledger, release=gone, reason=reason, actor=ACTOR)
+    record_failure(workspace.ledger, release=gone, reason=reason, actor=actor)

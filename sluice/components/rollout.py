@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from sluice.components.aliases import follow_ledger
 from sluice.components.served import gateway_settings, release_name, router, target, vllm_url
 from sluice.components.workspace import Workspace
 from sluice.infra.progress import Report, no_report
@@ -27,6 +28,7 @@ class LedgerRecorder:
     def __init__(self, workspace: Workspace, *, allow_override: bool) -> None:
         self._workspace = workspace
         self._allow_override = allow_override
+        self._shown = False
 
     def step(self, release: str, step: int, weight: int, verdict: Verdict, analysis: AnalysisResult | None) -> None:
         """A step began (`pending` in the ledger) or ended."""
@@ -40,6 +42,10 @@ class LedgerRecorder:
             actor=ACTOR,
             allow_override=self._allow_override,
         )
+        if not self._shown:
+            # Its first users: MLflow shows it as the challenger. Once a process, not at every step.
+            self._shown = True
+            follow_ledger(self._workspace)
 
     def failure(self, release: str, stable: str, reason: str, analysis: AnalysisResult | None) -> None:
         """The release failed and everybody is back on stable."""

@@ -24,6 +24,7 @@ def switch(index: dsl.Input[dsl.Artifact], collection: str, decision: dsl.Input[
 def switch_step(running: Task, *, index: str, collection: str, decision: str, verdict: str) -> str:
     """`switched`, `live` (it was already) or `refused` (the gate did not pass it, the live index stays)."""
     from sluice.components.index_alias import find_index, vectors_uri
+    from sluice.components.index_version import show_index
     from sluice.rag.gate import GateResult
     from sluice.rag.milvus import collection_name
     from sluice.rag.switch import switch
@@ -32,15 +33,26 @@ def switch_step(running: Task, *, index: str, collection: str, decision: str, ve
     application = workspace.settings.application
     running.state.values.update(index=index, collection=collection, verdict=verdict)
     running.state.outputs["index"] = index
-    if find_index(workspace) == index:
+    decided = json.loads(workspace.file(decision, "decision.json"))
+    live = find_index(workspace)
+
+    def shown(now: str | None) -> None:
+        running.state.values["registry"] = show_index(
+            workspace, index=index, decision=decision, result=decided, live=now
+        )
+
+    if live == index:
         running.state.hit = True
+        shown(live)
         running.say(f"{collection} is live")
         return "live"
     if verdict != "pass":
+        shown(live)
         running.say(f"refused by the gate ({verdict}); the live index stays")
         return "refused"
-    result = GateResult.from_json(json.loads(workspace.file(decision, "decision.json")))
+    result = GateResult.from_json(decided)
     expected = collection_name(application, result.current) if result.current else None
     switch(vectors_uri(workspace), application, collection, result, expected=expected)
+    shown(index)
     running.say(f"queries go to {collection} ({short(index)})")
     return "switched"

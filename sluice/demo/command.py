@@ -30,6 +30,7 @@ def demo(
     from sluice.demo.loop import Loop
     from sluice.demo.plan import load_plan
     from sluice.demo.screen import show_result
+    from sluice.infra.access import require
     from sluice.infra.settings import load_settings
     from sluice.pipelines.stack import bring_up
 
@@ -45,6 +46,7 @@ def demo(
         out.print(f"\n[bold]{number}/{total} {text}[/] [dim]{time.monotonic() - started:.0f} s[/]")
 
     heading(1, "parts: object store, MLflow, Milvus, vLLM, Envoy")
+    require(load_settings(), "demo", plan)
     with progress_bar(out, "starting") as report:
         bring_up(load_settings(), report)
     workspace = Workspace(load_settings())

@@ -56,3 +56,9 @@ class StepFailed(SluiceError):
     """A pipeline step ended without a result. The message carries the step's own cause."""
 
     exit_code = 7
+
+
+class AccessRefused(SluiceError):
+    """Whoever acts does not hold the role that the action asks for. Nothing was changed."""
+
+    exit_code = 8

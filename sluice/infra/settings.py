@@ -79,6 +79,20 @@ class ReleasePolicy(Section):
     decision_valid_hours: float = Field(168.0, gt=0, description="age after which a gate's decision has expired")
 
 
+Role = Literal["viewer", "operator", "approver", "administrator"]
+
+
+class AccessSettings(Section):
+    """Who may destroy or promote (docs/access.md). On the cluster profile the cluster's RBAC decides instead."""
+
+    roles: dict[str, list[Role]] = Field({}, description="roles by login name; empty: the owner of home has all")
+    default: list[Role] | None = Field(None, description="roles of everybody whom access.roles does not name")
+    trust_actor: bool = Field(False, description="take SLUICE_ACTOR for the name of whoever acts")
+    approve_in_mlflow: bool | None = Field(
+        None, description="take over approvals made in MLflow, whose names nobody checks; empty: on the local profile"
+    )
+
+
 class PortSettings(Section):
     """Fixed ports of the local parts; 0 lets `sluice up` choose a free one and keep it."""
 
@@ -120,6 +134,7 @@ class Settings(BaseSettings):
     vectors: VectorSettings = VectorSettings()
     serving: ServingSettings = ServingSettings()
     release: ReleasePolicy = ReleasePolicy()
+    access: AccessSettings = AccessSettings()
     ports: PortSettings = PortSettings()
 
     @classmethod

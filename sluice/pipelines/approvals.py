@@ -12,6 +12,7 @@ from typing import Literal
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.workspace import Workspace
+from sluice.infra.access import require
 from sluice.infra.errors import ConflictError, GateRefused, InputError
 from sluice.provenance.canonical import short
 from sluice.provenance.releases import read_state, record_approval, record_decision, record_rejection
@@ -20,6 +21,7 @@ from sluice.registry.mlflow_registry import MlflowRegistry
 from sluice.registry.versions import Version, get_version
 
 State = Literal["approved", "rejected"]
+NOT_AUTHENTICATED = "given in MLflow, where nobody checks the name"
 
 
 @dataclass(frozen=True)
@@ -112,15 +114,27 @@ def take_over(
 ) -> tuple[list[Decided], list[str]]:
     """Decisions that people made in the MLflow UI and that the ledger did not know, now recorded, with what `start`
     makes follow; and a sentence for each that cannot be recorded (an expired decision, a mistyped tag): one of those
-    must not hold up the others."""
+    must not hold up the others.
+
+    MLflow does not say who set a tag, so the name in it is anybody's claim; the ledger's comment says so, and the audit
+    log has who took it over. `access.approve_in_mlflow` = false takes nothing over. Raises `AccessRefused`.
+    """
     registry = registry_of(workspace)
+    policy = workspace.settings.access.approve_in_mlflow
+    open_ = workspace.settings.profile == "local" if policy is None else policy
     taken, problems = [], []
     for version in pending_approvals(registry, workspace.settings.application):
         try:
             found = read_ui_approval(registry, version)
-            if found is not None and not found.recorded:
-                approver = found.approver or "MLflow UI"
-                taken.append(record(workspace, version, found.state, approver, found.comment, start))
+            if found is not None and not found.recorded and not open_:
+                problems.append(
+                    f"Version {version.number} is {found.state} in MLflow, which counts for nothing here "
+                    "(access.approve_in_mlflow is off): use `sluice approve` or `sluice reject`."
+                )
+            elif found is not None and not found.recorded:
+                require(workspace.settings, "take over from MLflow", f"version {version.number} {found.state}")
+                comment = f"{found.comment} ({NOT_AUTHENTICATED})".strip()
+                taken.append(record(workspace, version, found.state, found.approver, comment, start))
         except (GateRefused, ConflictError, InputError) as error:
             problems.append(f"Version {version.number}: {error}")
     return taken, problems

@@ -13,6 +13,7 @@ from typing import Any
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.champion import current_champion, name_base
+from sluice.components.index_version import follow_live_index
 from sluice.components.rollback import tell_ledger
 from sluice.components.served import (
     adapter_shelf,
@@ -44,7 +45,7 @@ FIRST_RELEASE = "policy:first-release"
 
 def bring_up(settings: Settings, report: Report = no_report) -> list[ServiceStatus]:
     """Start or mend every local part, and make sure that the champion answers. Returns the parts' states."""
-    _require_local(settings)
+    require_local(settings)
     if not settings.serve_python.is_file():
         raise UnavailableError(
             f"The interpreter of the vLLM environment, {str(settings.serve_python)!r}, does not exist.",
@@ -71,18 +72,19 @@ def bring_up(settings: Settings, report: Report = no_report) -> list[ServiceStat
     serve_champion(workspace, base)
     register_base(workspace, base, report)
     follow_ledger(workspace)
+    follow_live_index(workspace)
     return states
 
 
 def take_down(settings: Settings, report: Report = no_report) -> None:
     """Stop every local part; their state stays."""
-    _require_local(settings)
+    require_local(settings)
     Supervisor(settings.home).down(report)
 
 
 def part_status(settings: Settings) -> list[ServiceStatus]:
     """Every local part as it is now. Changes nothing."""
-    _require_local(settings)
+    require_local(settings)
     return Supervisor(settings.home).status()
 
 
@@ -223,7 +225,8 @@ def _serving_addresses(ports: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def _require_local(settings: Settings) -> None:
+def require_local(settings: Settings) -> None:
+    """Refuse what is about the local parts on another profile. Raises `InputError`."""
     if settings.profile != "local":
         raise InputError(
             f"Setting profile = {settings.profile!r}: `up`, `down` and `status` are about the local parts.",

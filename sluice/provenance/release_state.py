@@ -79,6 +79,30 @@ class ChampionChange:
 
 
 @dataclass(frozen=True)
+class Reign:
+    """A release's time as champion: from `since` until `until` (ISO 8601 UTC; None: still), both from the ledger.
+
+    `how` is `promotion` or `rollback`, `by` who did it. `approver`, `verdict` and `reason` are those of the latest
+    decision before it; of a rollback `reason` is why users went back. `entry` is the ledger's entry, by its digest.
+    """
+
+    release: str
+    since: str
+    until: str | None
+    how: str
+    by: str
+    approver: str
+    verdict: str
+    reason: str
+    entry: str
+
+    def covers(self, moment: datetime) -> bool:
+        """Whether the release was champion at `moment`. At the moment of a change it is the new one."""
+        ended = parse_time(self.until, "until") if self.until else None
+        return parse_time(self.since, "since") <= moment and (ended is None or moment < ended)
+
+
+@dataclass(frozen=True)
 class Authorization:
     """Why a release may have weight: its decision and approval, or that it is the champion (`standing`)."""
 
@@ -109,6 +133,34 @@ class ReleaseState:
             elif entry.kind == "rollback" and (not changes or changes[-1].release != body["to"]):
                 changes.append(ChampionChange(entry, body["to"], body["release"], entry.kind, body["reason"]))
         return changes
+
+    def reigns(self) -> list[Reign]:
+        """Who was champion when, oldest first, without gaps from the first promotion on."""
+        changes = self.history()
+        found = []
+        for number, change in enumerate(changes, start=1):
+            until = changes[number].entry.time if number < len(changes) else None
+            # What was known when it happened: a later decision or approval did not put it there.
+            then = ReleaseState(self.entries[: change.entry.sequence])
+            decision = then.decision_for(change.release)
+            approval = then.approval_for(change.release)
+            reason = change.reason or (decision.reason if decision and decision.verdict == "overridden" else "")
+            if not reason and approval is not None:
+                reason = approval.comment
+            found.append(
+                Reign(
+                    change.release,
+                    change.entry.time,
+                    until,
+                    change.kind,
+                    change.entry.actor,
+                    approval.approver if approval else "",
+                    decision.verdict if decision else "",
+                    reason,
+                    change.entry.digest,
+                )
+            )
+        return found
 
     def previous_champions(self) -> list[str]:
         """Where the champion may go back to, latest first: its predecessors, without those gone back from."""

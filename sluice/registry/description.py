@@ -38,14 +38,22 @@ _RULE = re.compile(r"^\|?[\s:|-]+\|[\s:|-]*$")
 _NUMBER = re.compile(r"^([+\-−]?[\d.,]+\s*(%|ms|s|x)?|–)$")
 
 
-def describe(*, verdict: str, markdown: str, number: int, links: dict[str, str], picture: str | None = None) -> str:
-    """The page's text: verdict, what it means, the gate's own words, how to decide, links, one picture.
+def describe(
+    *,
+    verdict: str,
+    markdown: str,
+    number: int,
+    links: dict[str, str],
+    picture: str | None = None,
+    asks: bool = True,
+) -> str:
+    """The page's text: verdict, what it means, the gate's own words, how to decide (if it `asks`), links, one picture.
 
     `markdown` is the gate's summary: paragraphs, lists, pipe tables. A leading heading is dropped (the verdict is the
     heading), so is `**Gate: PASS.**` at the start, whose sentence then stands for ours. `links` maps words to
     addresses. At most `LIMIT` characters: the gate's last paragraphs give way first.
     """
-    decide = DECIDE.format(number=number) if verdict in ("pass", "overridden") else ""
+    decide = DECIDE.format(number=number) if asks and verdict in ("pass", "overridden") else ""
     more = " · ".join(f"[{words}]({address})" for words, address in links.items())
     ending = [part for part in (decide, more, f'<img src="{picture}" width="620">' if picture else "") if part]
     blocks = _blocks(markdown)

@@ -79,7 +79,8 @@ def create_model(registry: MlflowRegistry, application: str) -> None:
     """Make the application's registered model; one that exists is success."""
     about = (
         f"Everything that was a release of `{application}`, or wanted to be. The alias `champion` marks what "
-        "users get, `candidate` what waits for approval. The signed ledger decides; this page shows it."
+        "users get, `challenger` what a few of them get in a canary, `candidate` what waits for approval. The signed "
+        "ledger decides; this page shows it, and an alias that is moved here by hand is put back."
     )
     try:
         registry.post("registered-models/create", name=application, description=about)

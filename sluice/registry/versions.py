@@ -1,4 +1,4 @@
-"""Model versions: one registered model for each application, one version for each digest.
+"""Model versions: one registered model for each application and one for its indexes, one version for each digest.
 
 MLflow has no unique key but the version's number, so identity is the tag `release` (the digest), written in the same
 call that makes the version. Every call here may be repeated after a crash at any point: it finds what is there and
@@ -25,7 +25,10 @@ from sluice.registry.logged_models import DIGEST_TAG, create_model, log_model
 from sluice.registry.mlflow_registry import MlflowRegistry, RegistryMissing, pairs, quoted, unpaired
 from sluice.registry.runs import RunLink
 
-Kind = Literal["base", "adapter", "index"]
+Kind = Literal["base", "adapter", "merged", "index"]
+
+RELEASED = ("adapter", "merged")
+"""Kinds that a person approves. An index goes live by its gate alone, the base model is there first."""
 
 PASSING = ("pass", "overridden")
 NOWHERE = "none"
@@ -80,7 +83,9 @@ def register_version(
     if found is None:
         model_id = log_model(registry, application, kind, digest, tags, files, run_id, report)
         create_model(registry, application)
-        first = {} if kind == "base" else {"gate": "not run", "approval": UNGATED}
+        first = {} if kind == "base" else {"gate": "not run"}
+        if kind in RELEASED:
+            first["approval"] = UNGATED
         registry.post(
             "model-versions/create",
             name=application,
@@ -154,14 +159,15 @@ def set_gate(
         raise InputError(f"verdict = {verdict!r} is not one of {', '.join(VERDICTS)}.")
     require_digest(decision_digest, "decision_digest")
     current = get_version(registry, version.name, version.number)
-    if current.tags.get("decision") != decision_digest:
+    asks = current.tags.get("kind") in RELEASED
+    if current.tags.get("decision") != decision_digest and asks:
         # An approval belongs to one decision: the old one goes first, the new decision is written last, so that a
         # crash in between leaves a version that asks again, never one that was approved unseen.
         for name in ("approval.recorded", "approval.by", "approval.comment"):
             if name in current.tags:
                 registry.delete("model-versions/delete-tag", name=version.name, version=str(version.number), key=name)
         set_tag(registry, version, "approval", waiting_state(verdict))
-    elif current.tags.get("approval", UNGATED) == UNGATED:
+    elif asks and current.tags.get("approval", UNGATED) == UNGATED:
         set_tag(registry, version, "approval", waiting_state(verdict))
     set_tag(registry, version, "gate", verdict)
     shown = {} if gate_run is None else {"Report": f"{gate_run.url}/artifacts/report.html", "Gate run": gate_run.url}
@@ -171,6 +177,7 @@ def set_gate(
         number=version.number,
         links={**shown, "All versions": links.model_page(registry.uri, version.name)},
         picture=links.run_file(registry.uri, gate_run.run_id, picture) if gate_run and picture else None,
+        asks=asks,
     )
     registry.patch("model-versions/update", name=version.name, version=str(version.number), description=text)
     _follow_gate(registry, get_version(registry, version.name, version.number))
@@ -193,6 +200,11 @@ def note_alias(registry: MlflowRegistry, application: str, alias: str, version: 
     registry.post("registered-models/set-tag", name=application, key=f"alias.{alias}", value=value)
 
 
+def index_model(application: str) -> str:
+    """Name of the registered model that holds an application's indexes."""
+    return f"{application}-index"
+
+
 def waiting_state(verdict: str) -> str:
     """The value of the tag `approval` before a person decides."""
     return WAITING if verdict in PASSING else BLOCKED
@@ -204,10 +216,10 @@ def set_tag(registry: MlflowRegistry, version: Version, key: str, value: str) ->
 
 
 def _follow_gate(registry: MlflowRegistry, version: Version) -> None:
-    """`candidate` points at the newest adapter that may be approved; never at the champion or a rejected version."""
+    """`candidate` points at the newest model that may be approved; never at the champion or a rejected version."""
     tags = version.tags
     waits = tags.get("gate") in PASSING and tags.get("approval.recorded") != "rejected"
-    if tags.get("kind") == "adapter" and waits and tags.get("champion") != "current":
+    if tags.get("kind") in RELEASED and waits and tags.get("champion") != "current":
         place_alias(registry, version.name, "candidate", version)
     elif "candidate" in version.aliases:
         place_alias(registry, version.name, "candidate", None)

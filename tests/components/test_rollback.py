@@ -35,7 +35,7 @@ class SlowRouter:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     told: list[str] = []
 
-    def tell(_: Workspace, *, gone: str, now: str, reason: str) -> None:
+    def tell(_: Workspace, *, gone: str, now: str, reason: str, actor: str) -> None:
         told.append(gone)
 
     monkeypatch.setattr(rollback, "tell_ledger", tell)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -234,6 +237,94 @@ def test_one_of_eight_promoters_wins(store: ObjectStoreSettings, key_file: Path,
     (winner,) = [result for result in results if result in candidates]
     assert read_state(ledger).champion() == winner
     assert sum("by a promotion of racer-" in result for result in results) == RACERS - 1
+
+
+ROUNDS = 3
+
+
+def race_rounds(number: int, settings: ObjectStoreSettings, key_file: Path, folder: Path) -> None:
+    """In each round append, promote, append; note on disk what was acknowledged, after it was."""
+    ledger = open_ledger(settings, key_file)
+    objects = S3ObjectStore(settings)
+    with (folder / f"{number}.jsonl").open("a", buffering=1) as notes:
+        for turn in range(ROUNDS):
+            notes.write(json.dumps({"ready": turn}) + "\n")
+            while objects.head(f"go/{turn}") is None:
+                time.sleep(0.01)
+            before = objects.get(f"go/{turn}").decode() or None
+            for half in (1, 2):
+                draft = Draft("count", {"racer": number, "turn": turn, "half": half})
+                notes.write(
+                    json.dumps({"entry": ledger.transact(f"racer-{number}", lambda _, d=draft: d).digest}) + "\n"
+                )  # type: ignore[misc]
+                try:
+                    release = digest_bytes(f"round {turn} candidate {number}".encode())
+                    promote(ledger, release=release, expected_champion=before, actor=f"racer-{number}")
+                    notes.write(json.dumps({"won": turn, "release": release}) + "\n")
+                except ConflictError as error:
+                    notes.write(json.dumps({"lost": turn, "why": error.message}) + "\n")
+            notes.write(json.dumps({"end": turn}) + "\n")
+
+
+def test_promoters_that_are_killed_leave_one_champion_and_a_whole_chain(
+    store: ObjectStoreSettings, key_file: Path, racers: Racers, tmp_path: Path
+) -> None:
+    """Eight processes, three rounds, one of them killed with -9 in the midst of each."""
+    ledger, objects = open_ledger(store, key_file), S3ObjectStore(store)
+    context = multiprocessing.get_context("forkserver")
+    processes = [
+        context.Process(target=race_rounds, args=(number, store, key_file, tmp_path), daemon=True)
+        for number in range(RACERS)
+    ]
+    for process in processes:
+        process.start()
+    live = dict(enumerate(processes))
+
+    def notes(number: int) -> list[dict[str, Any]]:
+        file = tmp_path / f"{number}.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def wait_until_all(said: dict[str, int]) -> None:
+        deadline = time.monotonic() + 60
+        while not all(said in notes(number) for number in live):
+            assert time.monotonic() < deadline, {number: notes(number) for number in live}
+            time.sleep(0.01)
+
+    for turn in range(ROUNDS):
+        champion = read_state(ledger).champion()
+        for number in live:
+            release = digest_bytes(f"round {turn} candidate {number}".encode())
+            fields = {"report": CODE, "expires": "2999-01-01T00:00:00Z", "holdout": None, "champion": champion}
+            record_decision(ledger, adapter=release, verdict="pass", actor="gate", **fields)  # type: ignore[arg-type]
+            record_approval(ledger, adapter=release, approver="ann")
+        wait_until_all({"ready": turn})
+        objects.put(f"go/{turn}", (champion or "").encode())
+        time.sleep(random.uniform(0, 0.1))
+        killed = live.pop(turn)
+        assert killed.pid is not None
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.join(20)
+        wait_until_all({"end": turn})
+        promotions = [e for e in ledger.entries() if e.kind == "promotion" and e.body["previous"] == champion]
+        assert len(promotions) == 1, "one winner in each round"
+        for number in live:
+            for one in notes(number):
+                if one.get("won") == turn:
+                    assert one["release"] == promotions[0].body["release"]
+                elif one.get("lost") == turn:
+                    assert f"by a promotion of {promotions[0].actor}" in one["why"]
+    for process in live.values():
+        process.join(30)
+    entries = open_ledger(store, key_file).entries()
+    digests = {entry.digest for entry in entries}
+    assert all(one["entry"] in digests for number in range(RACERS) for one in notes(number) if "entry" in one)
+    counts = [tuple(e.body.values()) for e in entries if e.kind == "count" and "half" in e.body]
+    assert len(counts) == len(set(counts)), "nothing was appended twice"
+    survived = [(number, turn, half) for number in live for turn in range(ROUNDS) for half in (1, 2)]
+    found = {(e.body["racer"], e.body["turn"], e.body["half"]) for e in entries if "half" in e.body}
+    assert found >= set(survived), "nothing is lost"
+    line = [(e.body["previous"], e.body["release"]) for e in entries if e.kind == "promotion"]
+    assert all(after[0] == before[1] for before, after in itertools.pairwise(line))
 
 
 def test_a_folder_of_many_and_large_files_comes_back(store: ObjectStoreSettings, tmp_path: Path) -> None:

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from sluice.components.index_version import show_index
+from sluice.components.workspace import Workspace
+from sluice.infra import audit
 from sluice.infra.errors import ConflictError, InputError
+from sluice.infra.settings import MlflowSettings, Settings
+from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import digest_json, short
 from sluice.registry.aliases import reconcile
 from sluice.registry.approvals import mark, pending_approvals, read_ui_approval
@@ -24,8 +30,11 @@ from sluice.registry.runs import (
 )
 from sluice.registry.versions import Version, find_version, list_versions, register_version, set_gate
 from tests.registry.mlflow_server import Crash, CrashingRegistry, crash_at_every_call, mlflow_server
+from tests.support.directory_store import DirectoryStore
 
 pytestmark = pytest.mark.integration
+
+ALIASES = ("champion", "challenger", "candidate")
 
 BASE = digest_json("base")
 DATASET = digest_json("dataset")
@@ -217,18 +226,22 @@ def test_an_alias_moved_by_hand_is_put_back_and_told(registry: MlflowRegistry) -
     for content in ("one", "two", "three"):
         register(registry, "alias", content)
     one, two, three = (digest_json(content) for content in ("one", "two", "three"))
-    first = reconcile(registry, "alias", champion_digest=one, candidate_digest=two)
-    assert first[:2] == [
+
+    def mend(champion: str | None, candidate: str | None = None, **more: Any) -> list[str]:
+        repairs = reconcile(registry, "alias", champion_digest=champion, candidate_digest=candidate, **more)
+        return [str(one) for one in repairs]
+
+    assert mend(one, two)[:2] == [
         f"Alias champion lagged behind the ledger: it points nowhere, and now points at version 1 ({short(one)}).",
         f"Alias candidate lagged behind the ledger: it points nowhere, and now points at version 2 ({short(two)}).",
     ]
-    assert reconcile(registry, "alias", champion_digest=one, candidate_digest=two) == []
+    assert mend(one, two) == []
     registry.post("registered-models/alias", name="alias", alias="champion", version="3")
-    assert reconcile(registry, "alias", champion_digest=one, candidate_digest=two) == [
+    assert mend(one, two) == [
         f"Alias champion was moved by hand: it points at version 3 ({short(three)}), "
         f"and now points at version 1 ({short(one)})."
     ]
-    promoted = reconcile(registry, "alias", champion_digest=two, candidate_digest=None, previous_champions=[one])
+    promoted = mend(two, previous_champions=[one])
     assert len([words for words in promoted if "lagged behind" in words]) == 2
     tags = {version.number: version.tags.get("champion") for version in list_versions(registry, "alias")}
     assert tags == {1: "former", 2: "current", 3: None}
@@ -236,12 +249,110 @@ def test_an_alias_moved_by_hand_is_put_back_and_told(registry: MlflowRegistry) -
     assert found is not None
     assert found.aliases == ("champion",)
     registry.post("model-versions/set-tag", name="alias", version="3", key="champion", value="current")
-    assert reconcile(registry, "alias", champion_digest=two, candidate_digest=None, previous_champions=[one]) == [
-        f"Version 3 ({short(three)}) was never champion: tag removed."
-    ]
-    unknown = reconcile(registry, "alias", champion_digest=digest_json("elsewhere"), candidate_digest=None)
-    assert "has no version in MLflow" in unknown[0]
+    assert mend(two, previous_champions=[one]) == [f"Version 3 ({short(three)}) was never champion: tag removed."]
+    assert "has no version in MLflow" in mend(digest_json("elsewhere"))[0]
     assert reconcile(registry, "nothing", champion_digest=None, candidate_digest=None) == []
+
+
+def test_every_alias_that_is_moved_by_hand_comes_back_and_leaves_a_tag(registry: MlflowRegistry) -> None:
+    for content in ("c1", "c2", "c3"):
+        register(registry, "hands", content)
+    wanted = {f"{alias}_digest": digest_json(f"c{n}") for n, alias in enumerate(ALIASES, start=1)}
+
+    def aliases() -> dict[str, int]:
+        model = registry.get("registered-models/get", name="hands")["registered_model"]
+        return {entry["alias"]: int(entry["version"]) for entry in model.get("aliases", [])}
+
+    assert not any(repair.by_hand for repair in reconcile(registry, "hands", **wanted))
+    right = {"champion": 1, "challenger": 2, "candidate": 3}
+    assert aliases() == right
+    for alias, number in right.items():
+        other = number % 3 + 1
+        registry.post("registered-models/alias", name="hands", alias=alias, version=str(other))
+        (moved,) = reconcile(registry, "hands", **wanted)
+        assert (moved.subject, moved.by_hand) == (alias, True)
+        registry.delete("registered-models/alias", name="hands", alias=alias)
+        (removed,) = reconcile(registry, "hands", **wanted)
+        assert "was moved by hand: it points nowhere" in removed.sentence
+        assert aliases() == right
+        model = registry.get("registered-models/get", name="hands")["registered_model"]
+        tag = {entry["key"]: entry["value"] for entry in model["tags"]}[f"repaired.{alias}"]
+        assert tag.endswith(removed.sentence)
+    assert reconcile(registry, "hands", **wanted) == []
+    # The rollout ended: nobody is challenger, and nobody had a hand in that.
+    (ended,) = reconcile(registry, "hands", **{**wanted, "challenger_digest": None})
+    assert (ended.subject, ended.by_hand) == ("challenger", False)
+    assert aliases() == {"champion": 1, "candidate": 3}
+
+
+def test_a_repair_that_crashed_anywhere_is_repaired_and_told(registry: MlflowRegistry) -> None:
+    for content in ("d1", "d2"):
+        register(registry, "crashed", content)
+    one = digest_json("d1")
+    reconcile(registry, "crashed", champion_digest=one, candidate_digest=None)
+    for calls in (1, 2):
+        registry.post("registered-models/alias", name="crashed", alias="champion", version="2")
+        with pytest.raises(Crash):
+            reconcile(CrashingRegistry(registry.uri, calls), "crashed", champion_digest=one, candidate_digest=None)
+        reconcile(registry, "crashed", champion_digest=one, candidate_digest=None)
+        found = find_version(registry, "crashed", one)
+        assert found is not None
+        assert found.aliases == ("champion",)
+        model = registry.get("registered-models/get", name="crashed")["registered_model"]
+        assert "repaired.champion" in {entry["key"] for entry in model["tags"]}
+
+
+def test_an_index_is_a_version_with_its_gate_and_asks_nobody(
+    registry: MlflowRegistry, tmp_path: Path, object_store: DirectoryStore, artifacts: ArtifactStore
+) -> None:
+    settings = Settings(home=tmp_path / "home", mlflow=MlflowSettings(tracking_uri=registry.uri), application="faq")
+    workspace = Workspace(settings)
+    workspace.__dict__.update(objects=object_store, artifacts=artifacts)
+    indexes = [
+        artifacts.put_files({"index": name}, "index", {"corpus": digest_json("corpus"), "chunks": 503}).digest
+        for name in (b"one", b"two")
+    ]
+
+    def show(index: str, verdict: str, live: str, current: str | None) -> list[str]:
+        result = {
+            "verdict": verdict,
+            "metrics": {"recall@2": 0.91, "mrr": 0.85},
+            "current_metrics": {"recall@2": 0.9, "mrr": 0.84} if current else None,
+            "queries": 503,
+            "reasons": ["recall@2, floor: 0.910, interval 0.880 to 0.930, limit 0.500: pass"],
+        }
+        decision = digest_json([index, verdict])
+        return show_index(workspace, index=index, decision=decision, result=result, live=live)
+
+    one, two = indexes
+    show(one, "pass", one, None)
+    first = find_version(registry, "faq-index", one)
+    assert first is not None
+    assert (first.aliases, first.tags["kind"], first.tags["recall.at.2"]) == (("champion",), "index", "0.910")
+    assert (first.tags["gate"], first.tags["champion"], "approval" in first.tags) == ("pass", "current", False)
+    page = registry.get("model-versions/get", name="faq-index", version="1")["model_version"]["description"]
+    assert page.startswith("### Gate: PASS")
+    assert "0.910" in page
+    assert "sluice approve" not in page
+    # Refused: a version too, and the alias stays. Then it passes, and takes over.
+    show(two, "fail", one, one)
+    assert find_version(registry, "faq-index", one) == first
+    show(two, "pass", two, one)
+    assert {v.number: (v.aliases, v.tags["champion"]) for v in list_versions(registry, "faq-index")} == {
+        1: ((), "former"),
+        2: (("champion",), "current"),
+    }
+    registry.post("registered-models/alias", name="faq-index", alias="champion", version="1")
+    (told,) = show(two, "pass", two, None)
+    assert "was moved by hand" in told
+    assert [line.subject for line in audit.read(settings.home)] == ["faq-index@champion"]
+    unreachable = Settings(home=tmp_path / "home", mlflow=MlflowSettings(tracking_uri="http://127.0.0.1:9"))
+    lost = Workspace(unreachable)
+    lost.__dict__.update(objects=object_store, artifacts=artifacts)
+    assert (
+        "MLflow does not show the index"
+        in show_index(lost, index=one, decision=digest_json(1), result={"metrics": {}}, live=one)[0]
+    )
 
 
 def test_runs_hold_what_people_look_for(registry: MlflowRegistry, card: Path, tmp_path: Path) -> None:

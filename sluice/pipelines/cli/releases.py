@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from sluice.infra.access import require
 from sluice.infra.errors import SluiceError, StepFailed
 from sluice.infra.settings import load_settings
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 release_app = typer.Typer(no_args_is_help=True, help="Watch the rollout under way, or end it.")
 
 Comment = Annotated[str, typer.Option(help="Kept in the ledger and shown in MLflow")]
-By = Annotated[str, typer.Option("--by", help="Who decides; your login by default")]
+By = Annotated[str, typer.Option("--by", help="Decide in this name instead of yours: for an administrator")]
 VersionArgument = Annotated[
     str, typer.Argument(metavar="VERSION", help="Number of the version in MLflow, or `candidate`")
 ]
@@ -42,6 +42,7 @@ def approvals(
 
     An approval made there starts the release, as `sluice approve` does.
     """
+    from sluice.components.aliases import follow_ledger
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.approvals import registry_of, take_over
     from sluice.registry.approvals import pending_approvals
@@ -49,6 +50,9 @@ def approvals(
     workspace = open_workspace()
     told: set[str] = set()
     started: list[Run] = []
+    repaired = follow_ledger(workspace)
+    for sentence in repaired if not as_json else ():
+        console.print(f"[yellow]{escape(sentence)}[/]")
 
     def start(decided: Decided) -> None:
         if decided.state == "approved":
@@ -74,6 +78,7 @@ def approvals(
             {
                 "recorded": recorded,
                 "problems": problems,
+                "repaired": repaired,
                 "waiting": [dict(zip(("version", "gate", "approval", "url"), r, strict=True)) for r in rows],
             }
         )
@@ -103,9 +108,11 @@ def approve(
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.approvals import find_candidate, override, record
 
+    person = _decider("approve", version, by)
+    if force:
+        require(load_settings(), "override", f"version {version}")
     workspace = open_workspace()
     found = find_candidate(workspace, version)
-    person = by or getpass.getuser()
     if force:
         override(workspace, found, person, force)
     started: list[Run] = []
@@ -129,9 +136,9 @@ def reject(version: VersionArgument, comment: Comment = "", by: By = "", as_json
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.approvals import find_candidate, record
 
+    person = _decider("reject", version, by)
     workspace = open_workspace()
     found = find_candidate(workspace, version)
-    person = by or getpass.getuser()
     record(workspace, found, "rejected", person, comment)
     if as_json:
         show_json({"version": found.number, "digest": found.digest, "state": "rejected", "by": person})
@@ -175,7 +182,7 @@ def release_abort(
     as_json: JsonFlag = False,
 ) -> None:
     """End the rollout under way: everybody back on stable, the release marked as failed. Needs only the gateway."""
-    _roll_back(reason, promoted_too=False, as_json=as_json)
+    _roll_back("release abort", reason, promoted_too=False, as_json=as_json)
 
 
 def rollback(
@@ -186,13 +193,24 @@ def rollback(
     The gateway changes first and alone: no registry, no object store, no network beyond it is needed. The ledger is
     told afterwards, if it can be reached.
     """
-    _roll_back(reason, promoted_too=True, as_json=as_json)
+    _roll_back("rollback", reason, promoted_too=True, as_json=as_json)
 
 
-def _roll_back(reason: str, *, promoted_too: bool, as_json: bool) -> None:
+def _decider(verb: str, version: str, by: str) -> str:
+    """The name that a decision gets: whoever acts, or another one that an administrator names."""
+    settings = load_settings()
+    identity = require(settings, verb, f"version {version}")
+    if by and by != identity:
+        require(settings, "decide as another", by)
+    return by or identity
+
+
+def _roll_back(verb: str, reason: str, *, promoted_too: bool, as_json: bool) -> None:
     from sluice.components.rollback import roll_back
 
-    told = roll_back(load_settings(), reason, promoted_too=promoted_too)
+    settings = load_settings()
+    identity = require(settings, verb, reason)
+    told = roll_back(settings, reason, promoted_too=promoted_too, actor=identity)
     if as_json:
         show_json(told)
         return

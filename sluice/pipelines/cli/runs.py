@@ -10,7 +10,9 @@ from typing import Annotated
 
 import typer
 
+from sluice.infra.access import require
 from sluice.infra.errors import InputError
+from sluice.infra.secrets import refuse_secrets
 from sluice.infra.settings import load_settings
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
 from sluice.provenance.canonical import Json
@@ -41,6 +43,8 @@ def run(
     from sluice.pipelines.view import follow, outcome_error
 
     settings = load_settings()
+    require(settings, "run", pipeline)
+    refuse_secrets(settings, param or [])
     parameters = parse_parameters(param or [], parameters_of(pipeline_function(pipeline)))
     started = store.start_run(settings, pipeline, parameters)
     if detach:
@@ -81,7 +85,9 @@ def cancel(run_id: Annotated[str, typer.Argument(metavar="RUN", help="id, its en
     """Cancel a run and end every process it started. Finished steps are kept."""
     from sluice.pipelines import runs as store
 
-    found = store.find_run(load_settings(), run_id)
+    settings = load_settings()
+    require(settings, "cancel", run_id)
+    found = store.find_run(settings, run_id)
     if not found.alive:
         console.print(f"{found.id} is not running ({found.state}).")
         return

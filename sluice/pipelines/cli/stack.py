@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sluice.infra.access import require
 from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.settings import Settings, load_settings
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
@@ -29,9 +30,11 @@ def up(as_json: JsonFlag = False) -> None:
     """
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from sluice.pipelines.stack import bring_up
+    from sluice.pipelines.stack import bring_up, require_local
 
     settings = load_settings()
+    require_local(settings)
+    require(settings, "up")
     if as_json:
         show_json([_service_row(item) for item in bring_up(settings)])
         return
@@ -50,13 +53,17 @@ def up(as_json: JsonFlag = False) -> None:
 
         services = bring_up(settings, report)
     _show_services(services)
+    _show_repairs(settings)
 
 
 def down(as_json: JsonFlag = False) -> None:
     """Stop the local parts. Their state stays; `sluice up` goes on with it."""
-    from sluice.pipelines.stack import take_down
+    from sluice.pipelines.stack import require_local, take_down
 
-    take_down(load_settings())
+    settings = load_settings()
+    require_local(settings)
+    require(settings, "down")
+    take_down(settings)
     if as_json:
         show_json({"stopped": True})
     else:
@@ -67,11 +74,22 @@ def status(as_json: JsonFlag = False) -> None:
     """Show each local part: state, process, address, health."""
     from sluice.pipelines.stack import part_status
 
-    services = part_status(load_settings())
+    settings = load_settings()
+    services = part_status(settings)
     if as_json:
         show_json([_service_row(item) for item in services])
     else:
         _show_services(services)
+        _show_repairs(settings)
+
+
+def _show_repairs(settings: Settings) -> None:
+    from rich.markup import escape
+
+    from sluice.pipelines.history import repairs
+
+    for sentence in repairs(settings)[-3:]:
+        console.print(f"[yellow]{escape(sentence)}[/]")
 
 
 def _service_row(item: Any) -> dict[str, Any]:
