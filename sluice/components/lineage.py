@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sluice.infra.errors import UnavailableError
+from sluice.infra.errors import SluiceError, UnavailableError
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.ledger import LedgerEntry
 from sluice.provenance.releases import read_state
@@ -26,16 +27,17 @@ def open_lineage(workspace: Workspace, report: Report = no_report) -> LineageInd
 
 
 def with_decisions(node: Node, entries: Iterable[LedgerEntry]) -> Node:
-    """The tree in which every release carries what the ledger holds about it: decisions, approvals, promotions."""
+    """The tree in which every release carries, as nodes of kind `entry`, what the ledger holds about it: decisions,
+    approvals, promotions and the like."""
     from sluice.provenance.lineage import Node as TreeNode
 
     told: dict[str, list[TreeNode]] = {}
     for entry in entries:
         release = entry.body.get("release") or entry.body.get("adapter")
         if entry.kind in TOLD and release:
-            detail = {"by": entry.actor, "time": entry.time, "signed with": entry.key_id[:12]}
+            detail = {"entry": entry.kind, "by": entry.actor, "time": entry.time, "signed with": entry.key_id[:12]}
             detail |= {name: str(entry.body[name]) for name in ("verdict", "reason", "comment") if entry.body.get(name)}
-            told.setdefault(release, []).append(TreeNode(entry.kind, _sentence(entry), entry.digest, detail=detail))
+            told.setdefault(release, []).append(TreeNode("entry", _sentence(entry), entry.digest, detail=detail))
 
     def grown(one: Node) -> Node:
         # Trees of artifacts are a few dozen steps deep; only those with children need a walk.
@@ -68,6 +70,20 @@ def serving(workspace: Workspace) -> Mapping[str, str]:
     except UnavailableError:
         pass
     return found
+
+
+def draw_lineage(workspace: Workspace, digest: str, path: Path) -> Mapping[str, Path]:
+    """The picture of an artifact's lineage, as files for MLflow by name; none, when the chain cannot be read now."""
+    from sluice.provenance.lineage_page import write_page
+
+    try:
+        tree = open_lineage(workspace).ancestors(digest, limit=50)
+        write_page(with_decisions(tree, workspace.ledger.entries()), path)
+    except SluiceError as error:
+        # A picture is for people: an unrelated damaged record must not hold up a candidate.
+        print(f"No picture of the lineage: {error}", flush=True)
+        return {}
+    return {"lineage.html": path}
 
 
 def _sentence(entry: LedgerEntry) -> str:

@@ -19,7 +19,6 @@ KEEP = 6
 """Children of one kind that are drawn below one node; the rest is one box that counts them."""
 _WIDTH, _STEP_WIDTH, _SPACE, _TOP = 190, 140, 44, 24
 _LINE = 16
-_TOLD = ("decision", "approval", "rejection", "failure", "promotion", "rollback")
 _COLOURS = {
     "trace": "#2e7d5b",
     "score": "#2e7d5b",
@@ -103,15 +102,15 @@ def _graph(tree: Node, forward: bool, serves: Mapping[str, str]) -> tuple[dict[s
         edges.append((parent, child) if forward else (child, parent))
 
     for node in tree.walk():
-        if node.repeated or node.kind in _TOLD or (node.kind in ("trace", "score") and node is not tree):
+        if node.repeated or node.kind == "entry" or (node.kind in ("trace", "score") and node is not tree):
             continue
         boxes[_key(node)] = _box(node, serves.get(node.digest, ""))
     for node in tree.walk():
         sources = [child for child in node.children if child.kind in ("trace", "score")]
-        if node.kind in _TOLD or node.repeated:
+        if node.kind == "entry" or node.repeated:
             continue
         for child in node.children:
-            if _key(child) in boxes and child.kind not in _TOLD:
+            if _key(child) in boxes:
                 join(_key(node), _key(child))
         named = [child for child in sources if _key(child) not in boxes]
         if named or node.more:
@@ -142,10 +141,10 @@ def _box(node: Node, serves: str) -> _Box:
     if "removed since" in node.label:
         lines.append("removed since")
     for child in node.children:
-        if child.kind in _TOLD:
+        if child.kind == "entry":
             words, _, when = child.label.rpartition(", ")
             lines.append(_cut(words, 23))
-            facts[f"{child.kind} {child.digest[7:15]}"] = f"{words}, {when}"
+            facts[f"ledger {child.digest[7:15]}"] = f"{words}, {when}"
     return _Box(node.kind, node.kind.replace("-", " "), tuple(lines), facts)
 
 
@@ -183,8 +182,9 @@ def _svg(boxes: Mapping[str, _Box], drawing: Drawing, root: str) -> str:
     height = drawing.height + _TOP + 24
     return (
         f'<svg width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" role="img">'
-        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
-        f'<path d="M0 0L8 4L0 8z"/></marker></defs>{"".join(parts)}</svg>'
+        '<defs><marker id="tip" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" markerHeight="9" '
+        'markerUnits="userSpaceOnUse" orient="auto"><path d="M0 0L8 4L0 8z"/></marker></defs>'
+        f"{''.join(parts)}</svg>"
     )
 
 

@@ -18,9 +18,15 @@ NAMED_IN_JSON = 1000
 """Traces named under one artifact in JSON, unless --limit says otherwise."""
 
 
-STYLES = {"step": "cyan", "trace": "green", "score": "green", "user": "green", "document": "green", "unknown": "dim"}
-STYLES |= dict.fromkeys(("decision", "approval", "promotion"), "yellow")
-TOLD = ("decision", "approval", "rejection", "failure", "promotion", "rollback")
+STYLES = {
+    "step": "cyan",
+    "trace": "green",
+    "score": "green",
+    "user": "green",
+    "document": "green",
+    "unknown": "dim",
+    "entry": "yellow",
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -149,7 +155,7 @@ def _label(node: Any) -> str:
     digest = node.digest.removeprefix("sha256:")[:12] if node.digest else ""
     style = STYLES.get(node.kind, "bold")
     label = f"[{style}]{escape(node.label)}[/]"
-    short = f" [dim]{digest}[/]" if digest and digest not in node.label and node.kind not in TOLD else ""
+    short = f" [dim]{digest}[/]" if digest and digest not in node.label and node.kind != "entry" else ""
     again = " [dim](shown above)[/]" if node.repeated and node.kind not in ("trace", "score") else ""
     when = f" [dim]{node.detail['finished'][:16].replace('T', ' ')}[/]" if "finished" in node.detail else ""
     return label + short + when + again
