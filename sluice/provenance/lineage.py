@@ -161,14 +161,16 @@ class LineageIndex:
         return tuple(sorted({n.digest for n in self.descendants(identity, kind).walk() if n.kind not in plain}))
 
     def makers(self, digest: str) -> tuple[str, ...]:
-        """Keys of the records of the steps that made an artifact: all editions, sorted."""
-        return tuple(
-            self._column(
-                "SELECT DISTINCT object FROM facts WHERE relation = 'step' AND subject IN "
-                "(SELECT src FROM edges WHERE dst = ?) ORDER BY object",
-                [digest],
-            )
-        )
+        """Where the records of the steps that made an artifact lie: the object keys of all editions, sorted."""
+        return self._records("SELECT src FROM edges WHERE dst = ?", digest)
+
+    def users(self, digest: str) -> tuple[str, ...]:
+        """Where the records of the steps that used an artifact lie; as `makers`."""
+        return self._records("SELECT dst FROM edges WHERE src = ?", digest)
+
+    def _records(self, steps: str, digest: str) -> tuple[str, ...]:
+        found = "SELECT DISTINCT object FROM facts WHERE relation = 'step' AND object IN (SELECT key FROM listed)"
+        return tuple(self._column(f"{found} AND subject IN ({steps}) ORDER BY object", [digest]))
 
     @cached_property
     def _connection(self) -> DuckDBPyConnection:
