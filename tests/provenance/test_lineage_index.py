@@ -117,7 +117,7 @@ TRACES = st.lists(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_every_deleted_trace_user_and_document_is_found_in_every_artifact_that_used_it(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
