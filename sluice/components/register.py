@@ -35,6 +35,7 @@ def register(
 
 def register_step(running: Task, *, adapter: str, training: str, dataset: str, decision: str, report: str) -> int:
     """The version's number. Everything here may be repeated: MLflow shows what the chain holds, once."""
+    from sluice.components.lineage import draw_lineage
     from sluice.registry.mlflow_registry import MlflowRegistry
     from sluice.registry.runs import DatasetReference, MetricPoint, log_gate_run, log_training_run
     from sluice.registry.versions import register_version, set_gate
@@ -47,6 +48,7 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
     card = json.loads(workspace.file(dataset, "card.json"))
     decided = json.loads(workspace.file(decision, "decision.json"))
     page = workspace.folder(report)
+    lineage = draw_lineage(workspace, adapter, workspace.settings.home / "lineage" / "pages" / f"{short(adapter)}.html")
     trained = log_training_run(
         registry,
         application=application,
@@ -61,6 +63,7 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         files={
             "data-card.html": workspace.folder(dataset) / "card.html",
             "training.json": workspace.folder(training) / "training.json",
+            **lineage,
         },
         report=running.report,
     )
@@ -86,7 +89,11 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         digest=adapter,
         tags={"base": str(made["base"]), "dataset": dataset},
         description="",
-        files={"data-card.html": workspace.folder(dataset) / "card.html", "report.html": page / "report.html"},
+        files={
+            "data-card.html": workspace.folder(dataset) / "card.html",
+            "report.html": page / "report.html",
+            **lineage,
+        },
         run_id=trained.run_id,
         report=running.report,
     )

@@ -107,7 +107,7 @@ def _last_answer(console: Console, workspace: Workspace, last: dict[str, Any]) -
     words = escape(last["answer"] or last["error"])
     console.print(Panel(f"[bold]{escape(last['question'])}[/]\n{words}", title="the last answer", title_align="left"))
     try:
-        console.print(tree_of(_patiently(workspace, find_lineage, last["trace"]), 4))
+        console.print(tree_of(_patiently(workspace, find_lineage, last["trace"]).tree, 4))
     except SluiceError as error:
         console.print(f"lineage: {escape(str(error))}")
 
@@ -116,7 +116,7 @@ def _patiently(workspace: Workspace, find: Any, trace: str) -> Any:
     """The trace was sent a moment ago: give the store some seconds to show it."""
     for attempt in range(10):
         try:
-            return find(workspace, trace)
+            return find(workspace, trace, limit=4)
         except SluiceError:
             if attempt == 9:
                 raise

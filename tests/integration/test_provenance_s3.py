@@ -10,6 +10,7 @@ import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -29,9 +30,9 @@ from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.attestation import Signer
 from sluice.provenance.canonical import digest_bytes
 from sluice.provenance.ledger import Draft, Ledger
-from sluice.provenance.lineage import LineageGraph
+from sluice.provenance.lineage import LineageIndex
 from sluice.provenance.releases import promote, read_state, record_approval, record_decision
-from sluice.provenance.steps import StepKey, StepOutput, StepRunner
+from sluice.provenance.steps import StepKey, StepOutput, StepRunner, read_records
 
 pytestmark = pytest.mark.integration
 
@@ -212,9 +213,8 @@ def test_eight_processes_with_one_step_key_end_with_one_record(
     objects = S3ObjectStore(store)
     assert len(list(objects.list("steps/"))) == 1
     assert list(objects.list("leases/")) == [], "the lease is given back"
-    graph = LineageGraph.load(objects)
-    (record,) = graph.steps.values()
-    tree = graph.ancestors(record.output.artifacts["adapter"])
+    (record,) = read_records(objects)
+    tree = LineageIndex(objects, Path(tempfile.mkdtemp())).ancestors(record.output.artifacts["adapter"])
     assert [(node.kind, node.label) for node in tree.children] == [("step", "train")]
 
 

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.tree import Tree
 
-from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
+from sluice.infra.progress import Report, no_report
+from sluice.pipelines.cli.output import JsonFlag, console, error_console, show_json, show_table
+
+NAMED_IN_JSON = 1000
+"""Traces named under one artifact in JSON, unless --limit says otherwise."""
+
+
+STYLES = {
+    "step": "cyan",
+    "trace": "green",
+    "score": "green",
+    "user": "green",
+    "document": "green",
+    "unknown": "dim",
+    "entry": "yellow",
+}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -17,25 +35,54 @@ def add_to(app: typer.Typer) -> None:
 
 
 def lineage(
-    subject: Annotated[str, typer.Argument(help="A digest (sha256:...), a version number, or an answer's trace id")],
+    subject: Annotated[
+        str,
+        typer.Argument(help="A digest (sha256:...), a version number, an answer's trace id, user:ID or document:ID"),
+    ],
     reverse: Annotated[bool, typer.Option("--reverse", help="What came of it, instead of what it came from")] = False,
-    limit: Annotated[int, typer.Option(help="Show at most so many children of one node; 0 for all")] = 6,
+    limit: Annotated[
+        int | None, typer.Option(help="Show at most so many children of one node; 0 for all", show_default="6")
+    ] = None,
+    html: Annotated[Path | None, typer.Option("--html", help="Also draw the graph into this file")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the lineage index anew first")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show what something came from: an answer to its release, data, traces, code; or with --reverse what came of it.
+    """Show what something came from: an answer to its release, data, traces, code and the people who approved it.
 
-    Examples: [bold]sluice lineage 2[/] (version 2), [bold]sluice lineage TRACE_ID --reverse[/]
+    With --reverse: every dataset, adapter, release and index that saw a trace, a user or a document, and whether it
+    answers users now.
+
+    Examples: [bold]sluice lineage 2[/] (version 2), [bold]sluice lineage user:anna --reverse[/]
     """
-    from dataclasses import asdict
-
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.lineage import find_lineage
 
-    node = find_lineage(open_workspace(), subject, reverse=reverse)
+    chosen = (NAMED_IN_JSON if as_json else 6) if limit is None else limit
+    with progress_line(as_json) as report:
+        found = find_lineage(open_workspace(), subject, reverse=reverse, limit=chosen, rebuild=rebuild, report=report)
+    if html is not None:
+        from sluice.provenance.lineage_page import write_page
+
+        write_page(found.tree, html, forward=reverse, serves={one.digest: one.serves for one in found.holders})
     if as_json:
-        show_json(asdict(node))
-    else:
-        console.print(tree_of(node, limit or 10**9))
+        show_json(found.to_json())
+        return
+    console.print(tree_of(found.tree, chosen or 10**9))
+    if reverse:
+        rows = [[one.kind, one.digest.removeprefix("sha256:")[:12], one.serves or "no"] for one in found.holders]
+        show_table("\nartifacts that saw it", ["kind", "digest", "serves users now"], rows, empty="none")
+    if html is not None:
+        console.print(f"[dim]drawn in[/] {escape(str(html))}")
+
+
+@contextmanager
+def progress_line(quiet: bool) -> Iterator[Report]:
+    """A report that people see as one changing line on standard error."""
+    if quiet or not error_console.is_terminal:
+        yield no_report
+        return
+    with error_console.status("") as status:
+        yield lambda done, total, words: status.update(f"{words} {f'{done}/{total}' if total else ''}")
 
 
 def ledger(
@@ -99,12 +146,16 @@ def tree_of(node: Any, limit: int) -> Tree:
 def _grow(tree: Tree, node: Any, limit: int) -> None:
     for child in node.children[:limit]:
         _grow(tree.add(_label(child)), child, limit)
-    if len(node.children) > limit:
-        tree.add(f"[dim]and {len(node.children) - limit} more[/]")
+    left = max(0, len(node.children) - limit) + node.more
+    if left:
+        tree.add(f"[dim]and {left:,} more[/]")
 
 
 def _label(node: Any) -> str:
     digest = node.digest.removeprefix("sha256:")[:12] if node.digest else ""
-    style = {"step": "cyan", "artifact": "bold", "trace": "green"}.get(node.kind, "")
-    label = f"[{style}]{escape(node.label)}[/]" if style else escape(node.label)
-    return f"{label} [dim]{digest}[/]" if digest and digest not in node.label else label
+    style = STYLES.get(node.kind, "bold")
+    label = f"[{style}]{escape(node.label)}[/]"
+    short = f" [dim]{digest}[/]" if digest and digest not in node.label and node.kind != "entry" else ""
+    again = " [dim](shown above)[/]" if node.repeated and node.kind not in ("trace", "score") else ""
+    when = f" [dim]{node.detail['finished'][:16].replace('T', ' ')}[/]" if "finished" in node.detail else ""
+    return label + short + when + again
