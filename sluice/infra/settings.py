@@ -79,6 +79,19 @@ class ReleasePolicy(Section):
     decision_valid_hours: float = Field(168.0, gt=0, description="age after which a gate's decision has expired")
 
 
+class SigningSettings(Section):
+    """What signs statements, ledger entries and models, and whose signatures count."""
+
+    key_file: Path | None = Field(None, description="private key; empty: keys/signing.pem in home, made on first use")
+    pkcs11_uri: str | None = Field(None, description="RFC 7512 URI of a key on a token, used in place of key_file")
+    pin: SecretStr | None = Field(None, description="the token's PIN")
+    trust_policy: Path | None = Field(None, description="whose signatures count; empty: trust.yaml in home, if it is there")
+    sigstore: bool = Field(False, description="sign models through Sigstore, with this machine's workload identity")
+    sigstore_identity: str | None = Field(None, description="identity that a Sigstore signature of a model must carry")
+    sigstore_issuer: str | None = Field(None, description="OpenID Connect issuer of that identity")
+    sigstore_trust_config: Path | None = Field(None, description="trust configuration of a private Sigstore")
+
+
 class PortSettings(Section):
     """Fixed ports of the local parts; 0 lets `sluice up` choose a free one and keep it."""
 
@@ -120,6 +133,7 @@ class Settings(BaseSettings):
     vectors: VectorSettings = VectorSettings()
     serving: ServingSettings = ServingSettings()
     release: ReleasePolicy = ReleasePolicy()
+    signing: SigningSettings = SigningSettings()
     ports: PortSettings = PortSettings()
 
     @classmethod

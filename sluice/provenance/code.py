@@ -37,6 +37,12 @@ def lock_digest(name: str = "main", root: Path = SOURCES) -> str | None:
     return digest_bytes(path.read_bytes()) if path.is_file() else None
 
 
+def lock_digests(root: Path = SOURCES) -> dict[str, str]:
+    """Digests of all lock files that the package came with, by path: the statement's list of environments."""
+    folder = root.parent / "requirements"
+    return {f"requirements/{path.name}": digest_bytes(path.read_bytes()) for path in sorted(folder.glob("*.lock"))}
+
+
 def _files_of(package: str, root: Path) -> Iterator[Path]:
     if not all(part.isidentifier() for part in package.split(".")):
         raise InputError(f"package = {package!r} is not a dotted name below sluice.")

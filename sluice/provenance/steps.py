@@ -32,7 +32,7 @@ from sluice.provenance.attestation import (
     verify_envelope,
 )
 from sluice.provenance.canonical import Json, canonical_json, digest_bytes, digest_json, hex_of, require_digest
-from sluice.provenance.code import lock_digest
+from sluice.provenance.code import lock_digests
 from sluice.provenance.step_records import StepKey, StepOutput, StepRecord, parse_record, read_records, record_key
 
 __all__ = ["StepKey", "StepOutput", "StepRecord", "StepRunner", "read_records"]
@@ -175,7 +175,6 @@ class StepRunner:
             edition += 1
 
     def _attest(self, key: StepKey, output: StepOutput, execution: Execution) -> str:
-        lock = lock_digest()
         envelope = self._signer.sign(
             check_statement(
                 statement(
@@ -187,7 +186,7 @@ class StepRunner:
                     artifacts=output.artifacts,
                     values=output.values,
                     execution=execution,
-                    locks={"requirements/main.lock": lock} if lock else {},
+                    locks=lock_digests(),
                 )
             )
         )
