@@ -20,7 +20,6 @@ from sluice.provenance.canonical import Json, canonical_json
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-
     from securesystemslib.signer import Signer as SecureSystemsSigner
 
     PrivateKey = EllipticCurvePrivateKey | Ed25519PrivateKey

@@ -29,17 +29,20 @@ from sluice.provenance.attestation import (
     check_statement,
     host_name,
     statement,
-    verify_envelope,
 )
 from sluice.provenance.canonical import Json, canonical_json, digest_bytes, digest_json, hex_of, require_digest
 from sluice.provenance.code import lock_digests
 from sluice.provenance.step_records import StepKey, StepOutput, StepRecord, parse_record, read_records, record_key
+from sluice.provenance.trust import KeyRevoked, Trust, TrustPolicy
 
 __all__ = ["StepKey", "StepOutput", "StepRecord", "StepRunner", "read_records"]
 
 
 class StepRunner:
-    """Runs steps once. `work_dir` holds the scratch folders; `trusted_keys` may sign records besides `signer`."""
+    """Runs steps once. `work_dir` holds the scratch folders.
+
+    Whose records count is what `trust` says when it is asked, or else `trusted_keys` may sign besides `signer`.
+    """
 
     def __init__(
         self,
@@ -48,12 +51,14 @@ class StepRunner:
         signer: Signer,
         work_dir: Path,
         trusted_keys: Iterable[PublicKey] = (),
+        trust: Callable[[], Trust] | None = None,
     ) -> None:
         self._objects = objects
         self._artifacts = artifacts
         self._signer = signer
         self._work_dir = work_dir
-        self._trusted = (signer.public_key, *trusted_keys)
+        everybody = Trust(TrustPolicy.of((signer.public_key, *trusted_keys)))
+        self._trust = trust or (lambda: everybody)
 
     def run(
         self, key: StepKey, function: Callable[[Path], StepOutput], report: Report = no_report
@@ -102,9 +107,19 @@ class StepRunner:
         if digest_bytes(data) != record.statement:
             raise IntegrityError(f"The statement {place} is damaged: its digest is {digest_bytes(data)}.")
         try:
-            found = check_statement(verify_envelope(json.loads(data), self._trusted))
+            trust = self._trust()
+            payload, key_ids = trust.open(json.loads(data))
+            found = check_statement(payload)
         except IntegrityError as error:
             raise IntegrityError(f"The statement {place} is not valid: {error.message}", hint=error.hint) from error
+        trust.require(
+            "steps",
+            record.key.name,
+            key_ids,
+            time=record.finished,
+            what=f"The statement {place}",
+            identity=record.statement,
+        )
         try:
             execution = found["predicate"]["runDetails"]["metadata"]
             definition = found["predicate"]["buildDefinition"]
@@ -135,15 +150,22 @@ class StepRunner:
                 return None, edition
             gone = self._missing(record.output)
             if not gone:
-                self.verify(record)
-                return record, edition
-            report(0, 0, f"{key.name} was finished before, but {gone} is no longer stored: computing it again")
+                try:
+                    self.verify(record)
+                    return record, edition
+                except KeyRevoked as error:
+                    report(0, 0, f"computing {key.name} again: {error.message}")
+            else:
+                report(0, 0, f"{key.name} was finished before, but {gone} is no longer stored: computing it again")
             edition += 1
 
     def _compute(
         self, key: StepKey, edition: int, folder: Path, function: Callable[[Path], StepOutput]
     ) -> tuple[StepRecord, bool]:
         started = _now()
+        # Asked before the work, not after it: a record that others refuse would stand in everybody's way.
+        own = self._signer.public_key.key_id
+        self._trust().require("steps", key.name, [own], time=started, what=f"A statement of step {key.name!r}")
         output = function(folder)
         canonical_json(dict(output.values))
         for name, digest in output.artifacts.items():
