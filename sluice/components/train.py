@@ -71,6 +71,9 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
         inputs={"dataset": dataset, "base": base},
         function=work,
     )
+    from sluice.components.verification import sign_release
+
+    sign_release(running.workspace, record.output.artifacts["adapter"], record.statement)
     values = record.output.values
     running.say(f"{values['steps']} steps, loss {values['final_loss']:.3f}, {values['seconds']:.0f} s")
     return record.output.artifacts["adapter"], record.output.artifacts["training"]

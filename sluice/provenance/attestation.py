@@ -26,6 +26,7 @@ __all__ = [
     "Execution",
     "PublicKey",
     "Signer",
+    "attestation_key",
     "check_statement",
     "host_name",
     "statement",
@@ -37,6 +38,11 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:sluice:step:v1"
 BUILDER = "urn:sluice:step-runner:v1"
+
+
+def attestation_key(digest: str) -> str:
+    """Where the object store keeps the envelope of this digest."""
+    return f"attestations/sha256/{hex_of(digest)}.json"
 
 
 def verify_envelope(envelope: Json, public_keys: Iterable[PublicKey], payload_type: str = IN_TOTO_PAYLOAD) -> Json:

@@ -26,6 +26,7 @@ from sluice.provenance.attestation import (
     Execution,
     PublicKey,
     Signer,
+    attestation_key,
     check_statement,
     host_name,
     statement,
@@ -101,7 +102,7 @@ class StepRunner:
         """The record's signed statement, verified and found to attest this record. Raises `IntegrityError`."""
         place = f"{record.statement} of step {record.key.name!r}"
         try:
-            data = self._objects.get(_attestation_key(record.statement))
+            data = self._objects.get(attestation_key(record.statement))
         except ObjectMissing as error:
             raise IntegrityError(f"The statement {place} is gone.") from error
         if digest_bytes(data) != record.statement:
@@ -215,7 +216,7 @@ class StepRunner:
         data = canonical_json(envelope)
         digest = digest_bytes(data)
         try:
-            self._objects.put(_attestation_key(digest), data, if_absent=True)
+            self._objects.put(attestation_key(digest), data, if_absent=True)
         except ObjectExists:
             pass
         return digest
@@ -246,7 +247,3 @@ def _held(path: Path, report: Report) -> Iterator[None]:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _attestation_key(digest: str) -> str:
-    return f"attestations/sha256/{hex_of(digest)}.json"
