@@ -10,7 +10,7 @@ from sluice.components.workspace import Workspace
 from sluice.infra.errors import GateRefused, IntegrityError
 from sluice.infra.object_store import ObjectMissing
 from sluice.provenance.attestation import attestation_key, check_statement
-from sluice.provenance.canonical import digest_bytes, hex_of, short
+from sluice.provenance.canonical import Json, digest_bytes, hex_of, short
 from sluice.provenance.releases import read_state
 from sluice.registry.model_signature import (
     ModelSignature,
@@ -52,8 +52,8 @@ def sign_release(workspace: Workspace, adapter: str, statement: str) -> ModelSig
     )
 
 
-def verify_signature(workspace: Workspace, adapter: str) -> ModelSignature:
-    """The signature of an adapter that holds, and counts, and whose training is attested; its bytes are verified.
+def verify_signature(workspace: Workspace, adapter: str) -> tuple[ModelSignature, Json]:
+    """The signature of an adapter that holds and counts, and the statement of its training; its bytes are verified.
 
     Raises `IntegrityError` with the reason of the last signature there is.
     """
@@ -65,8 +65,7 @@ def verify_signature(workspace: Workspace, adapter: str) -> ModelSignature:
     for stored in find_signatures(workspace.objects, workspace.artifacts, adapter):
         try:
             _require_signed(workspace, folder, stored)
-            _require_trained(workspace, adapter, stored.statement)
-            return stored
+            return stored, _require_trained(workspace, adapter, stored.statement)
         except IntegrityError as error:
             refusal = error
     raise refusal
@@ -99,8 +98,8 @@ def _require_signed(workspace: Workspace, folder: Path, stored: ModelSignature) 
         trust.require("models", KIND, [key.key_id], time=stored.signed, what=what, identity=stored.subject)
 
 
-def _require_trained(workspace: Workspace, adapter: str, statement: str) -> None:
-    """A statement of step `train`, by a key that counts for it, says that this adapter came of it."""
+def _require_trained(workspace: Workspace, adapter: str, statement: str) -> Json:
+    """The statement of step `train`, by a key that counts for it, which says that this adapter came of it."""
     name = f"the training of adapter {short(adapter)}"
     if not statement:
         raise IntegrityError(f"No statement about {name} is named by its signature.")
@@ -111,7 +110,8 @@ def _require_trained(workspace: Workspace, adapter: str, statement: str) -> None
     if digest_bytes(data) != statement:
         raise IntegrityError(f"The statement {statement} about {name} is damaged: its digest is {digest_bytes(data)}.")
     payload, key_ids = workspace.trust.open(json.loads(data))
-    found = check_statement(payload)["predicate"]
+    attested = check_statement(payload)
+    found = attested["predicate"]
     step = found["buildDefinition"]["externalParameters"].get("step")
     subjects = {one["digest"].get("sha256") for one in payload["subject"]}
     if step != TRAINING or hex_of(adapter) not in subjects:
@@ -119,6 +119,7 @@ def _require_trained(workspace: Workspace, adapter: str, statement: str) -> None
     time = str(found["runDetails"]["metadata"]["finishedOn"])
     what = f"The statement about {name}"
     workspace.trust.require("steps", TRAINING, key_ids, time=time, what=what, identity=statement)
+    return attested
 
 
 def _require_decided(workspace: Workspace, release: str) -> None:

@@ -37,10 +37,15 @@ def lock_digest(name: str = "main", root: Path = SOURCES) -> str | None:
     return digest_bytes(path.read_bytes()) if path.is_file() else None
 
 
-def lock_digests(root: Path = SOURCES) -> dict[str, str]:
-    """Digests of all lock files that the package came with, by path: the statement's list of environments."""
+def lock_files(root: Path = SOURCES) -> dict[str, bytes]:
+    """All lock files that the package came with, by path."""
     folder = root.parent / "requirements"
-    return {f"requirements/{path.name}": digest_bytes(path.read_bytes()) for path in sorted(folder.glob("*.lock"))}
+    return {f"requirements/{path.name}": path.read_bytes() for path in sorted(folder.glob("*.lock"))}
+
+
+def lock_digests(root: Path = SOURCES) -> dict[str, str]:
+    """Digests of `lock_files`, by path: the environments that a statement names."""
+    return {path: digest_bytes(data) for path, data in lock_files(root).items()}
 
 
 def _files_of(package: str, root: Path) -> Iterator[Path]:
