@@ -54,6 +54,8 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
             "resumed_from": result.resumed_from,
             "hardware": dict(result.hardware),
             "recipe": chosen.to_json(),
+            "probes": list(result.round_trip.probes),
+            "round_trip_difference": result.round_trip.difference,
             "curve": [vars(point) for point in result.curve],
         }
         files = {"training.json": json.dumps(account, indent=2, sort_keys=True).encode()}
