@@ -93,7 +93,7 @@ class Signer:
             signer = HSMSigner.from_priv_key_uri(place, key, lambda _: pin)
         except (UnsupportedLibraryError, ValueError, OSError) as error:
             raise UnavailableError(
-                f"The signing key signing.pkcs11_uri = {uri!r} cannot be used: {error}.",
+                f"The signing key signing.pkcs11_uri = {_public_part(uri)!r} cannot be used: {error}.",
                 hint="Install python-pkcs11, name the token's module (module-path=...), and set SLUICE_SIGNING__PIN.",
             ) from error
         return cls(signer, PublicKey(str(key.keyid), str(key.keyval["public"])))
@@ -115,10 +115,15 @@ def token_attributes(uri: str) -> dict[str, bytes]:
     found |= {name: value.encode() for name, value in parse_qsl(query)}
     if scheme != "pkcs11" or not found.get("token") or not found.get("id"):
         raise InputError(
-            f"Setting signing.pkcs11_uri = {uri!r} names no key on a token.",
+            f"Setting signing.pkcs11_uri = {_public_part(uri)!r} names no key on a token.",
             hint="For example pkcs11:token=sluice;id=%02?module-path=/usr/lib/softhsm/libsofthsm2.so",
         )
     return found
+
+
+def _public_part(uri: str) -> str:
+    """The URI without its query, where somebody may have put the PIN."""
+    return uri.partition("?")[0]
 
 
 def read_public_key(path: Path) -> PublicKey:

@@ -133,14 +133,14 @@ def main(arguments: list[str]) -> None:
     base = AutoModelForCausalLM.from_pretrained(base_dir, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(adapter_dir))
     model.eval()
-    worst = {"prompt": "", "difference": 0.0}
+    prompt, largest = "", 0.0
     with torch.no_grad():
         for seen, ids in zip(json.loads(probes.read_text(encoding="utf-8")), _token_ids(base_dir), strict=True):
             scores = _next_scores(model, ids, "cpu")[torch.tensor(seen["tokens"])]
             difference = float((scores - torch.tensor(seen["scores"])).abs().max())
-            if not difference <= float(worst["difference"]):
-                worst = {"prompt": seen["prompt"], "difference": difference}
-    print(json.dumps(worst))
+            if not difference <= largest:
+                prompt, largest = seen["prompt"], difference
+    print(json.dumps({"prompt": prompt, "difference": largest}))
 
 
 if __name__ == "__main__":

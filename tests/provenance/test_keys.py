@@ -89,3 +89,6 @@ def test_a_token_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("PYKCS11LIB", "")
     with pytest.raises(UnavailableError, match=r"signing\.pkcs11_uri = 'pkcs11:token=sluice"):
         Signer.from_token(TOKEN, "1234")
+    with pytest.raises(InputError) as raised:
+        token_attributes("pkcs11:token=a?pin-value=4321")
+    assert "4321" not in str(raised.value)
