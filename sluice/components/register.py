@@ -35,10 +35,17 @@ def register(
 
 def register_step(running: Task, *, adapter: str, training: str, dataset: str, decision: str, report: str) -> int:
     """The version's number. Everything here may be repeated: MLflow shows what the chain holds, once."""
+    from sluice.components.changes import changes_against, markdown_of
     from sluice.components.lineage import draw_lineage
+    from sluice.components.materials import bill_of_materials
+    from sluice.components.verification import verify_signature
+    from sluice.registry.bom import BOM_FILE
     from sluice.registry.mlflow_registry import MlflowRegistry
+    from sluice.registry.model_signature import SIGNATURE_FILE
     from sluice.registry.runs import DatasetReference, MetricPoint, log_gate_run, log_training_run
     from sluice.registry.versions import register_version, set_gate
+    from sluice.training.adapter import check_adapter
+    from sluice.training.recipe import Recipe
 
     workspace = running.workspace
     application = workspace.settings.application
@@ -49,6 +56,12 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
     decided = json.loads(workspace.file(decision, "decision.json"))
     page = workspace.folder(report)
     lineage = draw_lineage(workspace, adapter, workspace.settings.home / "lineage" / "pages" / f"{short(adapter)}.html")
+    signature, statement = verify_signature(workspace, adapter)
+    check_adapter(
+        workspace.folder(adapter), workspace.folder(str(made["base"])), Recipe.model_validate(account["recipe"])
+    )
+    changes = changes_against(workspace, adapter, decided["champion"])
+    bom = bill_of_materials(running, adapter, statement, dataset=dataset, decision=decision)
     trained = log_training_run(
         registry,
         application=application,
@@ -87,12 +100,14 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         application=application,
         kind="adapter",
         digest=adapter,
-        tags={"base": str(made["base"]), "dataset": dataset},
+        tags={"base": str(made["base"]), "dataset": dataset, "signature": signature.digest, "bom": bom},
         description="",
         files={
             "data-card.html": workspace.folder(dataset) / "card.html",
             "report.html": page / "report.html",
             **lineage,
+            SIGNATURE_FILE: workspace.folder(signature.digest) / SIGNATURE_FILE,
+            BOM_FILE: workspace.folder(bom) / BOM_FILE,
         },
         run_id=trained.run_id,
         report=running.report,
@@ -102,13 +117,20 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         registry,
         version,
         decided["verdict"],
-        (page / "report.md").read_text(),
+        f"{(page / 'report.md').read_text().rstrip()}\n\n{markdown_of(changes)}",
         decision,
         gate_run=gated,
         picture=picture,
     )
     running.state.values.update(
-        version=version.number, url=version.url, training_run=trained.url, gate_run=gated.url, digest=adapter
+        version=version.number,
+        url=version.url,
+        training_run=trained.url,
+        gate_run=gated.url,
+        digest=adapter,
+        signature=signature.digest,
+        bom=bom,
+        changes=[change.to_json() for change in changes],
     )
     running.say(f"version {version.number} ({short(adapter)}), gate {decided['verdict']}: {version.url}")
     return version.number

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from sluice.components.verification import verify_release
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import InputError, UnavailableError
 from sluice.serving.adapters import AdapterShelf, load_adapter, unload_adapter
@@ -60,14 +61,18 @@ def target(settings: Settings, release: str) -> Target:
     return Target(release, release, release_name(settings, release), f"{parts.hostname}:{parts.port}")
 
 
-def ensure_loaded(workspace: Workspace, release: str, base: str, client: VllmClient) -> str:
+def ensure_loaded(workspace: Workspace, release: str, base: str, client: VllmClient, *, undecided: bool = False) -> str:
     """Make the server hold a release under its immutable name; the name. The base model is always there.
 
-    The adapter's bytes are verified against its digest before the server sees them.
+    Before the server sees an adapter its bytes, its signature, the statement of its training and its header are
+    verified, and (unless `undecided`: it is loaded to be evaluated) that the ledger holds a decision for it. What the
+    server holds already is asked nothing: going back to it must not depend on keys or stores. Raises `IntegrityError`
+    or `GateRefused`.
     """
     name = release_name(workspace.settings, release)
-    if release != base:
-        load_adapter(client, adapter_shelf(workspace.settings), name, workspace.folder(release))
+    if release != base and name not in {model.name for model in client.models()}:
+        folder = verify_release(workspace, release, undecided=undecided)
+        load_adapter(client, adapter_shelf(workspace.settings), name, folder)
     return name
 
 
@@ -90,7 +95,7 @@ def loaded(workspace: Workspace, release: str, base: str, client: VllmClient) ->
     """The release's served name while it is being evaluated; a release without a route is unloaded afterwards."""
     name = release_name(workspace.settings, release)
     was_there = name in {model.name for model in client.models()}
-    ensure_loaded(workspace, release, base, client)
+    ensure_loaded(workspace, release, base, client, undecided=True)
     try:
         yield name
     finally:

@@ -54,6 +54,8 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
             "resumed_from": result.resumed_from,
             "hardware": dict(result.hardware),
             "recipe": chosen.to_json(),
+            "probes": list(result.round_trip.probes),
+            "round_trip_difference": result.round_trip.difference,
             "curve": [vars(point) for point in result.curve],
         }
         files = {"training.json": json.dumps(account, indent=2, sort_keys=True).encode()}
@@ -71,6 +73,9 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
         inputs={"dataset": dataset, "base": base},
         function=work,
     )
+    from sluice.components.verification import sign_release
+
+    sign_release(running.workspace, record.output.artifacts["adapter"], record.statement)
     values = record.output.values
     running.say(f"{values['steps']} steps, loss {values['final_loss']:.3f}, {values['seconds']:.0f} s")
     return record.output.artifacts["adapter"], record.output.artifacts["training"]

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from sluice.infra.errors import UnavailableError
+from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.object_store import S3ObjectStore
 from sluice.infra.settings import Settings, load_settings
 from sluice.infra.transfer import Transfers
 from sluice.provenance.artifacts import ArtifactStore
-from sluice.provenance.attestation import Signer
+from sluice.provenance.key_changes import trust_of
+from sluice.provenance.keys import Signer
 from sluice.provenance.ledger import Ledger
 from sluice.provenance.steps import StepRunner
+from sluice.provenance.trust import Trust, TrustPolicy, load_policy
 
 
 @dataclass(frozen=True)
@@ -34,15 +36,37 @@ class Workspace:
 
     @cached_property
     def signer(self) -> Signer:
-        return Signer.load_or_create(self.settings.home / "keys" / "signing.pem")
+        signing = self.settings.signing
+        if signing.pkcs11_uri:
+            return Signer.from_token(signing.pkcs11_uri, signing.pin.get_secret_value() if signing.pin else "")
+        return Signer.load_or_create(self.settings.home / (signing.key_file or "keys/signing.pem"))
+
+    @property
+    def trusted(self) -> Path:
+        """Folder of the public keys that are trusted besides the installation's own."""
+        return self.settings.home / "keys" / "trusted"
+
+    @cached_property
+    def policy(self) -> TrustPolicy:
+        file = self.settings.home / (self.settings.signing.trust_policy or "trust.yaml")
+        if self.settings.signing.trust_policy and not file.is_file():
+            raise InputError(f"Setting signing.trust_policy = {str(file)!r} is no file.")
+        return load_policy(file, self.signer.public_key, self.trusted)
+
+    @cached_property
+    def trust(self) -> Trust:
+        """Whose signatures count, as the ledger said when this was first asked for: a task is not changed midway."""
+        return trust_of(self.policy, self.ledger, self.artifacts)
 
     @cached_property
     def steps(self) -> StepRunner:
-        return StepRunner(self.objects, self.artifacts, self.signer, self.settings.home / "work")
+        return StepRunner(
+            self.objects, self.artifacts, self.signer, self.settings.home / "work", trust=lambda: self.trust
+        )
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger(self.objects, self.settings.application, self.signer, [self.signer.public_key])
+        return Ledger(self.objects, self.settings.application, self.signer, policy=self.policy)
 
     def file(self, digest: str, path: str) -> bytes:
         """The verified bytes of one file of an artifact."""

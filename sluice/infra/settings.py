@@ -93,6 +93,21 @@ class AccessSettings(Section):
     )
 
 
+class SigningSettings(Section):
+    """What signs statements, ledger entries and models, and whose signatures count."""
+
+    key_file: Path | None = Field(
+        None, description="private key; empty: keys/signing.pem, made on first use; a relative path is below home"
+    )
+    pkcs11_uri: str | None = Field(None, description="RFC 7512 URI of a key on a token, used in place of key_file")
+    pin: SecretStr | None = Field(None, description="the token's PIN")
+    trust_policy: Path | None = Field(None, description="whose signatures count; empty: trust.yaml in home")
+    sigstore: bool = Field(False, description="sign models through Sigstore, with this machine's workload identity")
+    sigstore_identity: str | None = Field(None, description="identity that a Sigstore signature of a model must carry")
+    sigstore_issuer: str | None = Field(None, description="OpenID Connect issuer of that identity")
+    sigstore_trust_config: Path | None = Field(None, description="trust configuration of a private Sigstore")
+
+
 class PortSettings(Section):
     """Fixed ports of the local parts; 0 lets `sluice up` choose a free one and keep it."""
 
@@ -135,6 +150,7 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     release: ReleasePolicy = ReleasePolicy()
     access: AccessSettings = AccessSettings()
+    signing: SigningSettings = SigningSettings()
     ports: PortSettings = PortSettings()
 
     @classmethod

@@ -42,6 +42,17 @@ def lock_digest(name: str = "main", root: Path = SOURCES) -> str | None:
     return digest_bytes(path.read_bytes()) if path.is_file() else None
 
 
+def lock_files(root: Path = SOURCES) -> dict[str, bytes]:
+    """All lock files that the package came with, by path."""
+    folder = root.parent / "requirements"
+    return {f"requirements/{path.name}": path.read_bytes() for path in sorted(folder.glob("*.lock"))}
+
+
+def lock_digests(root: Path = SOURCES) -> dict[str, str]:
+    """Digests of `lock_files`, by path: the environments that a statement names."""
+    return {path: digest_bytes(data) for path, data in lock_files(root).items()}
+
+
 def _files_of(package: str, root: Path) -> Iterator[Path]:
     if not all(part.isidentifier() for part in package.split(".")):
         raise InputError(f"package = {package!r} is not a dotted name below sluice.")

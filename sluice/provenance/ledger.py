@@ -19,8 +19,9 @@ from datetime import UTC, datetime
 
 from sluice.infra.errors import ConflictError, InputError, IntegrityError
 from sluice.infra.object_store import ObjectExists, ObjectMissing, ObjectStore
-from sluice.provenance.attestation import PublicKey, Signer, verify_envelope
+from sluice.provenance.attestation import PublicKey, Signer
 from sluice.provenance.canonical import Json, canonical_json, digest_bytes
+from sluice.provenance.trust import NO_HISTORY, KeyHistory, Trust, TrustPolicy
 
 ENTRY_PAYLOAD = "application/vnd.sluice.ledger-entry+json"
 _NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
@@ -56,15 +57,26 @@ class Draft:
 
 
 class Ledger:
-    """One ledger. `trusted_keys` may sign entries besides `signer`. Safe to share between threads."""
+    """One ledger. Safe to share between threads.
 
-    def __init__(self, objects: ObjectStore, name: str, signer: Signer, trusted_keys: Iterable[PublicKey] = ()) -> None:
+    Whose entries count is said by `policy`, or else `trusted_keys` may sign besides `signer`; and by the entries
+    themselves, which introduce and revoke keys.
+    """
+
+    def __init__(
+        self,
+        objects: ObjectStore,
+        name: str,
+        signer: Signer,
+        trusted_keys: Iterable[PublicKey] = (),
+        policy: TrustPolicy | None = None,
+    ) -> None:
         if not _NAME.match(name):
             raise InputError(f"ledger name = {name!r} may hold small letters, digits and . _ - only (at most 63).")
         self.name = name
         self._objects = objects
         self._signer = signer
-        self._trusted = (signer.public_key, *trusted_keys)
+        self._policy = policy or TrustPolicy.of((signer.public_key, *trusted_keys))
         self._lock = threading.Lock()
         # The longest chain that was verified so far. It only ever grows.
         self._chain: tuple[LedgerEntry, ...] = ()
@@ -78,10 +90,12 @@ class Ledger:
         before = self._chain
         last = max((self._sequence_of(info.key) for info in self._objects.list(self._prefix)), default=0)
         found: list[LedgerEntry] = []
+        history = NO_HISTORY
         with ThreadPoolExecutor(max_workers=_READERS) as pool:
             for sequence, data in enumerate(pool.map(self._read, range(1, last + 1)), start=1):
                 known = before[sequence - 1] if sequence <= len(before) else None
-                found.append(self._verify(sequence, data, found[-1].digest if found else None, known))
+                found.append(self._verify(sequence, data, found[-1].digest if found else None, history, known))
+                history = _after(history, found[-1])
         if before and (len(found) < len(before) or found[len(before) - 1].digest != before[-1].digest):
             raise self._cut(before[-1])
         self._remember(found)
@@ -131,13 +145,15 @@ class Ledger:
             return self.entries()
         if digest_bytes(self._read(found[-1].sequence)) != found[-1].digest:
             raise self._cut(found[-1])
+        history = key_history(found)
         while True:
             sequence = len(found) + 1
             try:
                 data = self._objects.get(self._key(sequence))
             except ObjectMissing:
                 break
-            found.append(self._verify(sequence, data, found[-1].digest))
+            found.append(self._verify(sequence, data, found[-1].digest, history))
+            history = _after(history, found[-1])
         self._remember(found)
         return found
 
@@ -160,6 +176,11 @@ class Ledger:
             # Makes our bytes ours: two writers with the same words in the same microsecond still differ.
             "nonce": uuid.uuid4().hex,
         }
+        history = key_history(entries)
+        # An entry that others refuse would stand in everybody's way: the rules are asked before it is written.
+        own = self._signer.public_key.key_id
+        what = f"A {draft.kind} for ledger {self.name!r}"
+        Trust(self._policy, history).require("ledger", draft.kind, [own], time=str(payload["time"]), what=what)
         data = canonical_json(self._signer.sign(payload, ENTRY_PAYLOAD))
         try:
             self._objects.put(self._key(sequence), data, if_absent=True)
@@ -167,7 +188,7 @@ class Ledger:
             # A put whose answer was lost is tried again by the client, and then finds our own entry.
             if self._objects.get(self._key(sequence)) != data:
                 return None
-        entry = self._verify(sequence, data, head.digest if head else None)
+        entry = self._verify(sequence, data, head.digest if head else None, history)
         self._remember([*entries, entry])
         return entry
 
@@ -178,7 +199,12 @@ class Ledger:
             raise IntegrityError(f"Entry {sequence} of ledger {self.name!r} is missing.") from error
 
     def _verify(
-        self, sequence: int, data: bytes, previous: str | None, known: LedgerEntry | None = None
+        self,
+        sequence: int,
+        data: bytes,
+        previous: str | None,
+        history: KeyHistory,
+        known: LedgerEntry | None = None,
     ) -> LedgerEntry:
         place = f"Entry {sequence} of ledger {self.name!r}"
         if known is not None and known.previous == previous and known.digest == digest_bytes(data):
@@ -186,7 +212,9 @@ class Ledger:
             return known
         try:
             envelope = json.loads(data)
-            payload = verify_envelope(envelope, self._trusted, ENTRY_PAYLOAD)
+            trust = Trust(self._policy, history)
+            payload, key_ids = trust.open(envelope, ENTRY_PAYLOAD)
+            signed_by = trust.require("ledger", payload["kind"], key_ids, time=payload["time"], what="it")
             entry = LedgerEntry(
                 payload["ledger"],
                 payload["sequence"],
@@ -196,7 +224,7 @@ class Ledger:
                 payload["time"],
                 payload["actor"],
                 digest_bytes(data),
-                envelope["signatures"][0]["keyid"],
+                signed_by,
                 envelope,
             )
         except IntegrityError as error:
@@ -239,3 +267,15 @@ class Ledger:
         if match is None or int(match[1]) == 0:
             raise IntegrityError(f"The object {key!r} lies in ledger {self.name!r} and is no entry of it.")
         return int(match[1])
+
+
+def key_history(entries: Iterable[LedgerEntry]) -> KeyHistory:
+    """What verified entries say about keys."""
+    history = NO_HISTORY
+    for entry in entries:
+        history = _after(history, entry)
+    return history
+
+
+def _after(history: KeyHistory, entry: LedgerEntry) -> KeyHistory:
+    return history.after(kind=entry.kind, body=entry.body, sequence=entry.sequence, time=entry.time, actor=entry.actor)

@@ -16,6 +16,7 @@ from pathlib import Path
 from sluice.infra.errors import InputError
 from sluice.infra.object_store import ObjectExists, ObjectInfo, ObjectMissing, ObjectStore
 from sluice.infra.progress import Report, no_report
+from sluice.infra.transfer import Moved, ignore_moved
 from sluice.provenance.canonical import Json, short
 from sluice.provenance.step_records import StepKey, StepOutput, StepRecord
 from sluice.provenance.steps import StepRunner
@@ -38,22 +39,26 @@ class Overlay:
             stream.write(data)
         self._place(key, Path(staging))
 
-    def put_file(self, key: str, path: Path) -> None:
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False, moved: Moved = ignore_moved) -> None:
+        if if_absent and self.head(key) is not None:
+            raise ObjectExists(f"The object {key!r} exists already.")
         handle, staging = tempfile.mkstemp(dir=self._folder, prefix=".put-")
         os.close(handle)
         shutil.copyfile(path, staging)
         self._place(key, Path(staging))
+        moved(path.stat().st_size)
 
     def get(self, key: str) -> bytes:
         path = self._folder / key
         return path.read_bytes() if path.is_file() else self._under(key).get(key)
 
-    def get_file(self, key: str, path: Path) -> None:
+    def get_file(self, key: str, path: Path, *, moved: Moved = ignore_moved) -> None:
         if (self._folder / key).is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self._folder / key, path)
+            moved(path.stat().st_size)
         else:
-            self._under(key).get_file(key, path)
+            self._under(key).get_file(key, path, moved=moved)
 
     def head(self, key: str) -> ObjectInfo | None:
         path = self._folder / key
@@ -106,7 +111,11 @@ class Rerunner(StepRunner):
         self.rerun: Rerun | None = None
 
     def run(
-        self, key: StepKey, function: Callable[[Path], StepOutput], report: Report = no_report
+        self,
+        key: StepKey,
+        function: Callable[[Path], StepOutput],
+        report: Report = no_report,
+        sources: Json | None = None,
     ) -> tuple[StepRecord, bool]:
         """The record that this computation would have left, unsigned.
 

@@ -25,16 +25,17 @@ from sluice.provenance.attestation import (
     Execution,
     PublicKey,
     Signer,
+    attestation_key,
     check_statement,
     host_name,
     statement,
-    verify_envelope,
 )
 from sluice.provenance.canonical import Json, canonical_json, digest_bytes, digest_json, hex_of, require_digest
-from sluice.provenance.code import lock_digest
+from sluice.provenance.code import lock_digests
 from sluice.provenance.collecting import is_aging, wait_for_collector
 from sluice.provenance.lease import Lease, Leases
 from sluice.provenance.step_records import StepKey, StepOutput, StepRecord, parse_record, read_records, record_key
+from sluice.provenance.trust import KeyRevoked, Trust, TrustPolicy
 
 __all__ = ["StepKey", "StepOutput", "StepRecord", "StepRunner", "read_records"]
 
@@ -42,7 +43,10 @@ _WAITING = "waiting for another process on this machine that computes the same s
 
 
 class StepRunner:
-    """Runs steps once. `work_dir` holds the scratch folders; `trusted_keys` may sign records besides `signer`."""
+    """Runs steps once. `work_dir` holds the scratch folders.
+
+    Whose records count is what `trust` says when it is asked, or else `trusted_keys` may sign besides `signer`.
+    """
 
     def __init__(
         self,
@@ -52,13 +56,15 @@ class StepRunner:
         work_dir: Path,
         trusted_keys: Iterable[PublicKey] = (),
         leases: Leases | None = None,
+        trust: Callable[[], Trust] | None = None,
     ) -> None:
         self._objects = objects
         self._artifacts = artifacts
         self._signer = signer
         self._work_dir = work_dir
-        self._trusted = (signer.public_key, *trusted_keys)
         self._leases = leases or Leases(objects)
+        everybody = Trust(TrustPolicy.of((signer.public_key, *trusted_keys)))
+        self._trust = trust or (lambda: everybody)
 
     def run(
         self,
@@ -113,15 +119,25 @@ class StepRunner:
         """The record's signed statement, verified and found to attest this record. Raises `IntegrityError`."""
         place = f"{record.statement} of step {record.key.name!r}"
         try:
-            data = self._objects.get(_attestation_key(record.statement))
+            data = self._objects.get(attestation_key(record.statement))
         except ObjectMissing as error:
             raise IntegrityError(f"The statement {place} is gone.") from error
         if digest_bytes(data) != record.statement:
             raise IntegrityError(f"The statement {place} is damaged: its digest is {digest_bytes(data)}.")
         try:
-            found = check_statement(verify_envelope(json.loads(data), self._trusted))
+            trust = self._trust()
+            payload, key_ids = trust.open(json.loads(data))
+            found = check_statement(payload)
         except IntegrityError as error:
             raise IntegrityError(f"The statement {place} is not valid: {error.message}", hint=error.hint) from error
+        trust.require(
+            "steps",
+            record.key.name,
+            key_ids,
+            time=record.finished,
+            what=f"The statement {place}",
+            identity=record.statement,
+        )
         try:
             execution = found["predicate"]["runDetails"]["metadata"]
             definition = found["predicate"]["buildDefinition"]
@@ -164,9 +180,13 @@ class StepRunner:
                 return None, edition
             gone = self._missing(record.output)
             if not gone:
-                self.verify(record)
-                return record, edition
-            report(0, 0, f"{key.name} was finished before, but {gone} is no longer stored: computing it again")
+                try:
+                    self.verify(record)
+                    return record, edition
+                except KeyRevoked as error:
+                    report(0, 0, f"computing {key.name} again: {error.message}")
+            else:
+                report(0, 0, f"{key.name} was finished before, but {gone} is no longer stored: computing it again")
             edition += 1
 
     def _compute(
@@ -179,6 +199,9 @@ class StepRunner:
         report: Report,
     ) -> tuple[StepRecord, bool]:
         started = _now()
+        # Asked before the work, not after it: a record that others refuse would stand in everybody's way.
+        own = self._signer.public_key.key_id
+        self._trust().require("steps", key.name, [own], time=started, what=f"A statement of step {key.name!r}")
         output = function(folder)
         if lease is None or lease.lost:
             # The result is as good as any, and the first record wins as always; but somebody may have been faster.
@@ -216,7 +239,6 @@ class StepRunner:
             edition += 1
 
     def _attest(self, key: StepKey, output: StepOutput, execution: Execution) -> str:
-        lock = lock_digest()
         envelope = self._signer.sign(
             check_statement(
                 statement(
@@ -228,13 +250,13 @@ class StepRunner:
                     artifacts=output.artifacts,
                     values=output.values,
                     execution=execution,
-                    locks={"requirements/main.lock": lock} if lock else {},
+                    locks=lock_digests(),
                 )
             )
         )
         data = canonical_json(envelope)
         digest = digest_bytes(data)
-        _put_once(self._objects, _attestation_key(digest), data)
+        _put_once(self._objects, attestation_key(digest), data)
         return digest
 
     def _missing(self, output: StepOutput) -> str:
@@ -260,7 +282,3 @@ def _put_once(objects: ObjectStore, key: str, data: bytes) -> None:
         objects.put(key, data, if_absent=True)
     except ObjectExists:
         pass
-
-
-def _attestation_key(digest: str) -> str:
-    return f"attestations/sha256/{hex_of(digest)}.json"

@@ -88,6 +88,39 @@ def check_tensors(
     return tuple(sorted(halves))
 
 
+def check_adapter(adapter_dir: Path, base_dir: Path, recipe: Recipe) -> None:
+    """Nothing, when the folder is what `recipe` declares for this base model and nothing else.
+
+    Configuration, tokenizer and chat template decide what a model does as code does. So every value of the
+    configuration is one that the recipe declares, and a tokenizer or template is none of an adapter's files: servers
+    take the base model's. Raises `IntegrityError` naming the file, value, tensor or module.
+    """
+    require_files(adapter_dir)
+    weights = adapter_dir / WEIGHTS
+    modules = check_tensors(weights, read_float32(weights), _base_shapes(base_dir), recipe)
+    declared, found = _adapter_config(modules, recipe), read_config(adapter_dir)
+    for name in sorted(declared | found):
+        if (name in declared) != (name in found) or declared[name] != found[name]:
+            says = repr(found[name]) if name in found else "nothing"
+            means = repr(declared[name]) if name in declared else "nothing"
+            raise IntegrityError(
+                f"{CONFIG} of adapter {adapter_dir.name} says {name} = {says}; its recipe declares {means}.",
+                hint="Change the recipe and train again; a configuration is not edited afterwards.",
+            )
+
+
+def require_files(adapter_dir: Path) -> None:
+    """Nothing, when the folder holds the adapter's two files and no other. Raises `IntegrityError` naming the file."""
+    found = {path.relative_to(adapter_dir).as_posix() for path in adapter_dir.rglob("*") if not path.is_dir()}
+    if missing := sorted({WEIGHTS, CONFIG} - found):
+        raise IntegrityError(f"The adapter {adapter_dir.name} holds no {missing[0]}.")
+    if strange := sorted(found - {WEIGHTS, CONFIG}):
+        raise IntegrityError(
+            f"The adapter {adapter_dir.name} holds {strange[0]}, which no recipe declares.",
+            hint="An adapter is its weights and their configuration; a tokenizer or a template belongs to the base.",
+        )
+
+
 def _adapter_config(modules: tuple[str, ...], recipe: Recipe) -> Json:
     # Every module of these names is adapted (checked above), so their short names say it all; readers match suffixes.
     return {

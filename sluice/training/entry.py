@@ -1,8 +1,9 @@
 """What every process of a training run executes: `torchrun ... -m sluice.training.entry CONFIG LOCK HARDWARE`.
 
-NeMo AutoModel's stock fine-tuning recipe, with four additions: it runs without CUDA (cpu_compatibility), writes each
+NeMo AutoModel's stock fine-tuning recipe, with five additions: it runs without CUDA (cpu_compatibility), writes each
 step's metrics at once (the stock logger holds back 100 and loses them when killed), projects only answer tokens
-(answer_columns), and ends when the process that launched the run is gone.
+(answer_columns), leaves the scores of the probe prompts (round_trip), and ends when the process that launched the run
+is gone.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def main(arguments: list[str]) -> None:
 
     from sluice.training import cpu_compatibility
     from sluice.training.answer_columns import keep_answer_columns
+    from sluice.training.round_trip import PROBES_FILE, probe, write_probes
 
     cpu_compatibility.install()
 
@@ -89,6 +91,15 @@ def main(arguments: list[str]) -> None:
             super().log_val_metrics(val_name, log_data, metric_logger)
             if self.dist_env.is_main and metric_logger is not None:
                 metric_logger.flush()
+
+        def save_checkpoint(self, epoch: int, step: int, *values: Any, **options: Any) -> None:
+            # Before the checkpoint: once that is complete, nothing of the run is missing.
+            if step + 1 >= self.step_scheduler.max_steps:
+                base = Path(self.cfg.model.pretrained_model_name_or_path)
+                found = probe(self.model_parts[0], base, self.dist_env.device)
+                if self.dist_env.is_main:
+                    write_probes(found, hardware.with_name(PROBES_FILE))
+            super().save_checkpoint(epoch, step, *values, **options)
 
     recipe = AnswerFinetuning(load_yaml_config(config))
     recipe.setup()

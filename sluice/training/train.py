@@ -23,6 +23,7 @@ from sluice.training.adapter import collect_adapter
 from sluice.training.automodel import CHECKPOINTS, INCOMPLETE, TRAIN_METRICS, VALIDATION_METRICS, automodel_config
 from sluice.training.examples import Split, read_split
 from sluice.training.recipe import Recipe
+from sluice.training.round_trip import PROBES_FILE, RoundTrip, check_round_trip
 from sluice.training.torchrun import TorchrunLauncher, read_records
 
 _CHECKPOINT = re.compile(r"^epoch_\d+_step_(\d+)$")
@@ -44,7 +45,7 @@ class TrainingResult:
 
     Losses are means per answer token; `validation_loss` is None when the dataset has no validation split. `seconds`
     is the wall time of this call, `resumed_from` the steps that an earlier call had done, `too_long` the training
-    examples left out because of data.max_length.
+    examples left out because of data.max_length, `round_trip` how the adapter's files score the probe prompts.
     """
 
     adapter_dir: Path
@@ -57,6 +58,7 @@ class TrainingResult:
     resumed_from: int
     examples: int
     too_long: int
+    round_trip: RoundTrip
 
 
 def train(
@@ -107,6 +109,8 @@ def train(
         )
     checkpoint = _checkpoints(work_dir)[done]
     adapter_dir = collect_adapter(checkpoint / "model", base_dir, recipe, work_dir / "adapter")
+    report(done, done, "loading the adapter with PEFT, comparing the probe prompts")
+    round_trip = check_round_trip(base_dir, adapter_dir, work_dir / PROBES_FILE, recipe)
     return TrainingResult(
         adapter_dir=adapter_dir,
         steps=done,
@@ -118,6 +122,7 @@ def train(
         resumed_from=resumed_from,
         examples=len(split.messages),
         too_long=split.too_long,
+        round_trip=round_trip,
     )
 
 
@@ -170,6 +175,7 @@ def _start_afresh_on_other_inputs(
         return
     for name in (CHECKPOINTS, "adapter"):
         shutil.rmtree(work_dir / name, ignore_errors=True)
+    (work_dir / PROBES_FILE).unlink(missing_ok=True)
     mark.write_text(inputs, encoding="utf-8")
 
 

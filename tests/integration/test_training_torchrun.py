@@ -14,8 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sluice.infra.errors import IntegrityError
 from sluice.provenance.artifacts import describe_directory
 from sluice.training.adapter import CONFIG, WEIGHTS
 from sluice.training.base_model import (
@@ -24,7 +26,8 @@ from sluice.training.base_model import (
     unpack_smollm2,
 )
 from sluice.training.recipe import load_recipe
-from sluice.training.safetensors_file import read_header
+from sluice.training.round_trip import PROBES_FILE, check_round_trip
+from sluice.training.safetensors_file import read_float32, read_header, write_tensors
 from sluice.training.train import completed_steps, train
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -116,10 +119,24 @@ def test_a_killed_run_resumes_to_the_same_adapter(base: Path, dataset: Path, tmp
     digests = [describe_directory(result.adapter_dir, "adapter").digest for result in (whole, resumed)]
     assert digests[0] == digests[1]
 
-    # A finished run called again starts nothing: its adapter is collected from the last checkpoint.
+    # A finished run called again trains nothing: its adapter is collected from the last checkpoint.
+    log = (work_dir / "train.log").read_bytes()
     again = train(base, dataset, recipe, work_dir)
-    assert (again.resumed_from, again.seconds < 10) == (6, True)
+    assert again.resumed_from == 6
+    assert (work_dir / "train.log").read_bytes() == log
     assert describe_directory(again.adapter_dir, "adapter").digest == digests[0]
+
+    # What PEFT loads scores the probes as training saw them; an adapter that is one factor off does not.
+    assert whole.round_trip.difference < 1e-4
+    assert [len(one["tokens"]) for one in whole.round_trip.probes] == [8, 8, 8, 8]
+    assert whole.round_trip.probes == resumed.round_trip.probes
+    weights = again.adapter_dir / WEIGHTS
+    tensors = {
+        name: values * np.float32(1.5 if "lora_B" in name else 1) for name, values in read_float32(weights).items()
+    }
+    write_tensors(weights, tensors)
+    with pytest.raises(IntegrityError, match="differs by"):
+        check_round_trip(base, again.adapter_dir, work_dir / PROBES_FILE, recipe)
 
 
 def test_smollm2_is_unpacked_to_the_pinned_weights(tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-from concurrent.futures import ThreadPoolExecutor
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sluice.infra.errors import InputError, IntegrityError
+from sluice.provenance import environment
 from sluice.provenance.attestation import (
     Execution,
     Signer,
     check_statement,
-    read_public_key,
-    read_trusted_keys,
     statement,
     verify_envelope,
 )
@@ -31,7 +32,7 @@ def make_statement() -> Json:
         step="train",
         step_key=digest_bytes(b"key"),
         code=CODE,
-        parameters={"learning_rate": 1e-3, "steps": 25},
+        parameters={"learning_rate": 1e-3, "steps": 25, "recipe": {"seed": 7}},
         inputs={"dataset": INPUT},
         artifacts={"adapter": OUTPUT},
         values={"loss": 0.5},
@@ -51,11 +52,17 @@ def test_a_statement_is_in_toto_v1_with_slsa_provenance_v1() -> None:
     definition, details = made["predicate"]["buildDefinition"], made["predicate"]["runDetails"]
     assert definition["externalParameters"] == {
         "step": "train",
-        "parameters": {"learning_rate": 1e-3, "steps": 25},
+        "parameters": {"learning_rate": 1e-3, "steps": 25, "recipe": {"seed": 7}},
     }
     assert definition["internalParameters"]["host"] == "node-1"
     assert definition["internalParameters"]["platform"]
-    assert [(d["name"], "sha256:" + d["digest"]["sha256"]) for d in definition["resolvedDependencies"]] == [
+    assert definition["internalParameters"]["seeds"] == {"recipe.seed": 7}
+    hardware = definition["internalParameters"]["hardware"]
+    assert hardware["processor"]
+    assert hardware["cores"] >= 1
+    assert hardware["memoryBytes"] > 2**28
+    known = [d for d in definition["resolvedDependencies"] if d["name"] not in ("source", "image")]
+    assert [(d["name"], "sha256:" + d["digest"]["sha256"]) for d in known] == [
         ("dataset", INPUT),
         ("code", CODE),
         ("requirements/main.lock", LOCK),
@@ -67,6 +74,87 @@ def test_a_statement_is_in_toto_v1_with_slsa_provenance_v1() -> None:
     }
     assert details["builder"]["id"]
     assert details["builder"]["version"]["python"].startswith("3.")
+
+
+@pytest.fixture
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    environment.source_revision.cache_clear()
+    yield monkeypatch
+    environment.source_revision.cache_clear()
+
+
+def test_a_container_says_its_image_and_its_revision(surroundings: pytest.MonkeyPatch) -> None:
+    commit, image = "0123456789abcdef" * 2 + "01234567", "9" * 64
+    surroundings.setenv("SLUICE_SOURCE_REVISION", f"{commit}-dirty")
+    surroundings.setenv("SLUICE_IMAGE_DIGEST", f"registry.example/sluice@sha256:{image}")
+    found = check_statement(make_statement())["predicate"]["buildDefinition"]["resolvedDependencies"]
+    assert found[-2:] == [
+        {"name": "source", "digest": {"gitCommit": commit}, "annotations": {"dirty": True}},
+        {"name": "image", "digest": {"sha256": image}},
+    ]
+    surroundings.setenv("SLUICE_IMAGE_DIGEST", "latest")
+    with pytest.raises(InputError, match="SLUICE_IMAGE_DIGEST = 'latest'"):
+        make_statement()
+    environment.source_revision.cache_clear()
+    surroundings.setenv("SLUICE_SOURCE_REVISION", "main")
+    with pytest.raises(InputError, match="SLUICE_SOURCE_REVISION = 'main'"):
+        make_statement()
+
+
+def test_the_commit_and_its_changes_come_from_git(tmp_path: Path, surroundings: pytest.MonkeyPatch) -> None:
+    surroundings.delenv("SLUICE_SOURCE_REVISION", raising=False)
+    root = tmp_path / "repository" / "sluice"
+    root.mkdir(parents=True)
+    assert environment.source_revision(root) is None
+    (root / "__init__.py").write_text("")
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", "-C", str(root), *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init", "-q", "..")
+    environment.source_revision.cache_clear()
+    assert environment.source_revision(root) is None
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    environment.source_revision.cache_clear()
+    assert environment.source_revision(root) == environment.Revision(git("rev-parse", "HEAD"), dirty=False)
+    (root / "__init__.py").write_text("changed = 1")
+    environment.source_revision.cache_clear()
+    assert environment.source_revision(root) == environment.Revision(git("rev-parse", "HEAD"), dirty=True)
+
+
+STRANGER = """
+import json, sys
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from google.protobuf.json_format import Parse
+from in_toto_attestation.v1.statement import Statement
+from in_toto_attestation.v1.statement_pb2 import Statement as Message
+from securesystemslib.dsse import Envelope
+from securesystemslib.signer import SSlibKey
+
+envelope = Envelope.from_dict(json.load(open(sys.argv[1])))
+key = SSlibKey.from_crypto(load_pem_public_key(open(sys.argv[2], "rb").read()))
+envelope.verify([key], 1)
+statement = Statement.copy_from_pb(Parse(envelope.payload, Message()))
+statement.validate()
+assert "sluice" not in sys.modules
+print(statement.pb.predicate_type, statement.pb.subject[0].digest["sha256"])
+"""
+
+
+def test_a_stranger_verifies_with_public_tools_and_the_public_key_alone(signer: Signer, tmp_path: Path) -> None:
+    envelope, key = tmp_path / "envelope.json", tmp_path / "key.pub"
+    signed = signer.sign(make_statement())
+    envelope.write_text(json.dumps(signed))
+    key.write_text(signer.public_key.pem)
+    command = [sys.executable, "-c", STRANGER, str(envelope), str(key)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.split() == ["https://slsa.dev/provenance/v1", OUTPUT.removeprefix("sha256:")]
+    signed["payload"] = base64.b64encode(base64.b64decode(signed["payload"]).replace(b"node-1", b"node-2")).decode()
+    envelope.write_text(json.dumps(signed))
+    changed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "VerificationError" in changed.stderr
 
 
 @pytest.mark.parametrize(
@@ -92,15 +180,17 @@ def test_a_signed_statement_comes_back(signer: Signer) -> None:
     assert verify_envelope(envelope, [signer.public_key]) == make_statement()
     assert envelope["payloadType"] == "application/vnd.in-toto+json"
     # Verified by hand, as the protocol says: the signature is over the pre-authentication encoding.
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+    from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+    from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
     payload = base64.b64decode(envelope["payload"])
     key = load_pem_public_key(signer.public_key.pem.encode())
-    assert isinstance(key, Ed25519PublicKey)
+    assert isinstance(key, EllipticCurvePublicKey)
     key.verify(
         base64.b64decode(envelope["signatures"][0]["sig"]),
         b"DSSEv1 28 application/vnd.in-toto+json %d %b" % (len(payload), payload),
+        ECDSA(SHA256()),
     )
 
 
@@ -148,36 +238,3 @@ def test_any_flipped_bit_of_the_payload_or_signature_is_found(signer: Signer, bi
 def test_what_is_no_envelope_is_told(signer: Signer, envelope: Json) -> None:
     with pytest.raises(IntegrityError, match="not a DSSE envelope"):
         verify_envelope(envelope, [signer.public_key])
-
-
-def test_the_key_file_is_private_and_lasting(tmp_path: Path) -> None:
-    path = tmp_path / "keys" / "signer.pem"
-    first = Signer.load_or_create(path)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert Signer.load_or_create(path).public_key == first.public_key
-    assert read_public_key(tmp_path / "keys" / "signer.pem.pub") == first.public_key
-    assert read_trusted_keys(tmp_path / "keys") == (first.public_key,)
-    assert read_trusted_keys(tmp_path / "nowhere") == ()
-
-
-def test_racing_first_uses_end_with_one_key(tmp_path: Path) -> None:
-    path = tmp_path / "signer.pem"
-    with ThreadPoolExecutor(8) as pool:
-        signers = list(pool.map(lambda _: Signer.load_or_create(path), range(16)))
-    assert len({signer.public_key.key_id for signer in signers}) == 1
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["signer.pem", "signer.pem.pub"]
-
-
-def test_a_key_that_others_may_read_or_that_is_none_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "signer.pem"
-    Signer.load_or_create(path)
-    path.chmod(0o644)
-    with pytest.raises(InputError, match="can be read by others"):
-        Signer.load_or_create(path)
-    path.chmod(0o600)
-    path.write_text("not a key")
-    with pytest.raises(InputError, match="cannot be read"):
-        Signer.load_or_create(path)
-    (tmp_path / "bad.pub").write_text("not a key")
-    with pytest.raises(InputError, match=r"bad\.pub cannot be read"):
-        read_public_key(tmp_path / "bad.pub")

@@ -10,7 +10,7 @@ import pytest
 
 from sluice.infra.errors import IntegrityError
 from sluice.provenance.artifacts import describe_directory
-from sluice.training.adapter import CONFIG, WEIGHTS, collect_adapter, read_config
+from sluice.training.adapter import CONFIG, WEIGHTS, check_adapter, collect_adapter, read_config
 from sluice.training.recipe import Recipe, load_recipe
 from sluice.training.safetensors_file import write_tensors
 
@@ -124,3 +124,58 @@ def test_a_missing_or_damaged_file_is_refused(tmp_path: Path, base: Path, recipe
         (tmp_path / "m" / WEIGHTS).write_bytes(damaged)
         with pytest.raises(IntegrityError, match="not a safetensors file"):
             collect_adapter(tmp_path / "m", base, recipe, tmp_path / "adapter")
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, base: Path, recipe: Recipe) -> Path:
+    write(tmp_path / "m" / WEIGHTS, lora())
+    return collect_adapter(tmp_path / "m", base, recipe, tmp_path / "adapter")
+
+
+def test_an_adapter_is_what_its_recipe_declares(adapter: Path, base: Path, recipe: Recipe) -> None:
+    check_adapter(adapter, base, recipe)
+    for overrides, says in (
+        ({"lora.alpha": 16}, "says lora_alpha = 8; its recipe declares 16"),
+        ({"lora.rank": 8}, r"rank and base model give \(8, 8\)"),
+        ({"lora.target_modules": ["q_proj"]}, "outside lora.target_modules"),
+        ({"lora.target_modules": ["q_proj", "v_proj", "o_proj"]}, "incomplete"),
+    ):
+        with pytest.raises(IntegrityError, match=says):
+            check_adapter(adapter, base, recipe.with_overrides(overrides))
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "chat_template.jinja", "model.py", "adapter_model.bin", ".git/config"]
+)
+def test_a_file_that_no_recipe_declares_is_refused(adapter: Path, base: Path, recipe: Recipe, name: str) -> None:
+    (adapter / name).parent.mkdir(exist_ok=True)
+    (adapter / name).write_text("{}")
+    with pytest.raises(IntegrityError, match=f"holds {name}, which no recipe declares"):
+        check_adapter(adapter, base, recipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"auto_mapping": {"a": "b"}}, "says auto_mapping = {'a': 'b'}; its recipe declares nothing"),
+        ({"use_rslora": True}, "says use_rslora = True; its recipe declares False"),
+        ({"base_model_name_or_path": "evil/model"}, "evil/model"),
+        ({"target_modules": ["q_proj"]}, "target_modules"),
+    ],
+)
+def test_an_undeclared_value_of_the_configuration_is_refused(
+    adapter: Path, base: Path, recipe: Recipe, change: dict[str, object], says: str
+) -> None:
+    (adapter / CONFIG).write_text(json.dumps(read_config(adapter) | change))
+    with pytest.raises(IntegrityError, match=says):
+        check_adapter(adapter, base, recipe)
+    (adapter / CONFIG).write_text(json.dumps({k: v for k, v in read_config(adapter).items() if k != "r"}))
+    with pytest.raises(IntegrityError):
+        check_adapter(adapter, base, recipe)
+
+
+def test_another_base_model_is_told(adapter: Path, tmp_path: Path, recipe: Recipe) -> None:
+    names = [f"model.layers.{n}.self_attn.{m}.weight" for n in range(2) for m in ("q_proj", "v_proj")]
+    write(tmp_path / "wider/model.safetensors", {name: np.zeros((6, 16), dtype=np.float32) for name in names})
+    with pytest.raises(IntegrityError, match="rank and base model give"):
+        check_adapter(adapter, tmp_path / "wider", recipe)

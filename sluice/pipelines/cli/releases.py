@@ -14,6 +14,7 @@ from sluice.infra.settings import load_settings
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
 
 if TYPE_CHECKING:
+    from sluice.components.changes import Change
     from sluice.pipelines.approvals import Decided
     from sluice.pipelines.runs import Run
 
@@ -102,9 +103,12 @@ def approve(
 ) -> None:
     """Approve a candidate and release it: load, probe, canary with analysis, promotion or rollback.
 
+    What the candidate changes beside its weights (configuration, tokenizer, chat template) is shown first.
     The gate's verdict is in the version's page. A refused candidate can only be forced where the installation allows
     it, with a name and a reason; the canary still judges it.
     """
+    from sluice.components.champion import current_champion
+    from sluice.components.changes import changes_against
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.approvals import find_candidate, override, record
 
@@ -113,6 +117,9 @@ def approve(
         require(load_settings(), "override", f"version {version}")
     workspace = open_workspace()
     found = find_candidate(workspace, version)
+    changes = changes_against(workspace, found.digest, current_champion(workspace))
+    if not as_json:
+        _show_changes(changes)
     if force:
         override(workspace, found, person, force)
     started: list[Run] = []
@@ -126,9 +133,23 @@ def approve(
         console.print(f"version {found.number} approved by {escape(person)}")
     if as_json:
         run = started[0].id if started else None
-        show_json({"version": found.number, "digest": found.digest, "state": "approved", "by": person, "run": run})
+        shown = [change.to_json() for change in changes]
+        told = {"version": found.number, "digest": found.digest, "state": "approved", "by": person, "run": run}
+        show_json({**told, "changes": shown})
     elif started and (failure := _failure_of(started[0])) is not None:
         raise failure
+
+
+def _show_changes(changes: tuple[Change, ...]) -> None:
+    """Configuration, tokenizer and template as a difference: they are read as code is."""
+    from rich.syntax import Syntax
+
+    if not changes:
+        console.print("[dim]configuration, tokenizer and chat template: as the champion's[/]")
+    for change in changes:
+        console.print(f"[bold]{escape(change.sentence)}[/]")
+        if change.lines:
+            console.print(Syntax("\n".join(change.lines), "diff", background_color="default", word_wrap=True))
 
 
 def reject(version: VersionArgument, comment: Comment = "", by: By = "", as_json: JsonFlag = False) -> None:

@@ -1,0 +1,136 @@
+"""An adapter is signed when it is trained, and verified before it is registered and before a server loads it."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sluice.components.workspace import Workspace
+from sluice.infra.errors import GateRefused, IntegrityError
+from sluice.infra.object_store import ObjectMissing
+from sluice.provenance.attestation import attestation_key, check_statement
+from sluice.provenance.canonical import Json, digest_bytes, hex_of, short
+from sluice.provenance.releases import read_state
+from sluice.registry.model_signature import (
+    ModelSignature,
+    find_signatures,
+    sign_model,
+    signer_of,
+    store_signature,
+    verify_model,
+)
+
+TRAINING = "train"
+"""The step whose statement an adapter needs, and so the name that a rule about training speaks of."""
+KIND = "adapter"
+"""The kind of a model as rules name it."""
+
+
+def sign_release(workspace: Workspace, adapter: str, statement: str) -> ModelSignature:
+    """The adapter's signature by a key that counts now: the stored one, or else a new one, stored.
+
+    `statement` is the digest of the envelope about its training. Raises `SignerRefused` when this installation's key
+    may not sign models.
+    """
+    folder = workspace.folder(adapter)
+    for stored in find_signatures(workspace.objects, workspace.artifacts, adapter):
+        try:
+            _require_signed(workspace, folder, stored)
+            return stored
+        except IntegrityError:
+            # By a key that was revoked since: a later signature lies beside it.
+            continue
+    settings = workspace.settings.signing
+    now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    own = workspace.signer.public_key.key_id
+    if not settings.sigstore:
+        workspace.trust.require("models", KIND, [own], time=now, what=f"A signature of adapter {short(adapter)}")
+    data = sign_model(folder, workspace.signer, settings)
+    return store_signature(
+        workspace.objects, workspace.artifacts, subject=adapter, data=data, signed=now, statement=statement
+    )
+
+
+def verify_signature(workspace: Workspace, adapter: str) -> tuple[ModelSignature, Json]:
+    """The signature of an adapter that holds and counts, and the statement of its training; its bytes are verified.
+
+    Raises `IntegrityError` with the reason of the last signature there is.
+    """
+    folder = workspace.folder(adapter)
+    refusal = IntegrityError(
+        f"The adapter {short(adapter)} has no signature.",
+        hint="Train it here again, or import it with its signature: it is signed by whoever trained it.",
+    )
+    for stored in find_signatures(workspace.objects, workspace.artifacts, adapter):
+        try:
+            _require_signed(workspace, folder, stored)
+            return stored, _require_trained(workspace, adapter, stored.statement)
+        except IntegrityError as error:
+            refusal = error
+    raise refusal
+
+
+def verify_release(workspace: Workspace, release: str, *, undecided: bool = False) -> Path:
+    """The folder of an adapter that a server may load: signed, attested, decided, with a header that holds nothing odd.
+
+    `undecided` leaves the decision out, for an adapter that is loaded to be evaluated. Raises `IntegrityError` or
+    `GateRefused` with the reason.
+    """
+    from sluice.training.adapter import WEIGHTS, require_files
+    from sluice.training.safetensors_file import read_header
+
+    if not undecided:
+        _require_decided(workspace, release)
+    verify_signature(workspace, release)
+    folder = workspace.folder(release)
+    require_files(folder)
+    read_header(folder / WEIGHTS)
+    return folder
+
+
+def _require_signed(workspace: Workspace, folder: Path, stored: ModelSignature) -> None:
+    settings, trust = workspace.settings.signing, workspace.trust
+    verify_model(folder, stored.data, trust.keys, settings)
+    if not settings.sigstore:
+        key = signer_of(stored.data, trust.keys)
+        what = f"The signature of adapter {short(stored.subject)}"
+        trust.require("models", KIND, [key.key_id], time=stored.signed, what=what, identity=stored.subject)
+
+
+def _require_trained(workspace: Workspace, adapter: str, statement: str) -> Json:
+    """The statement of step `train`, by a key that counts for it, which says that this adapter came of it."""
+    name = f"the training of adapter {short(adapter)}"
+    if not statement:
+        raise IntegrityError(f"No statement about {name} is named by its signature.")
+    try:
+        data = workspace.objects.get(attestation_key(statement))
+    except ObjectMissing as error:
+        raise IntegrityError(f"The statement {statement} about {name} is gone.") from error
+    if digest_bytes(data) != statement:
+        raise IntegrityError(f"The statement {statement} about {name} is damaged: its digest is {digest_bytes(data)}.")
+    payload, key_ids = workspace.trust.open(json.loads(data))
+    attested = check_statement(payload)
+    found = attested["predicate"]
+    step = found["buildDefinition"]["externalParameters"].get("step")
+    subjects = {one["digest"].get("sha256") for one in payload["subject"]}
+    if step != TRAINING or hex_of(adapter) not in subjects:
+        raise IntegrityError(f"The statement {statement} is about step {step!r}, and not about {name}.")
+    time = str(found["runDetails"]["metadata"]["finishedOn"])
+    what = f"The statement about {name}"
+    workspace.trust.require("steps", TRAINING, key_ids, time=time, what=what, identity=statement)
+    return attested
+
+
+def _require_decided(workspace: Workspace, release: str) -> None:
+    """The ledger lets, or once let, this release before users. Whether it may get weight now is asked elsewhere."""
+    state = read_state(workspace.ledger)
+    if any(change.release == release for change in state.history()):
+        return
+    decision = state.decision_for(release)
+    if decision is None or decision.verdict not in ("pass", "overridden"):
+        verdict = f"is {decision.verdict!r}" if decision else "does not exist"
+        raise GateRefused(
+            f"Release {short(release)} is not loaded: the gate's decision about it {verdict}.",
+            hint="`sluice run retrain` evaluates a candidate; `sluice ledger` shows what was decided.",
+        )
