@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 import typer
 
 from sluice.infra.errors import SluiceError
-from sluice.pipelines.cli import chain, output, releases, runs, stack
+from sluice.pipelines.cli import chain, output, releases, runs, sites, stack
 
 # gRPC's C core writes its own log lines over ours (Milvus answers idle connections' pings with a scolding).
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -30,6 +30,7 @@ stack.add_to(app)
 runs.add_to(app)
 releases.add_to(app)
 chain.add_to(app)
+sites.add_to(app)
 # Applications bring verbs of their own (the demonstration does) without this package knowing them.
 for entry in entry_points(group="sluice.commands"):
     app.command(name=entry.name)(entry.load())
