@@ -75,7 +75,7 @@ def accept(
     """
     accepted = require_newer(objects, snapshot, envelope)
     mirror = Mirror(source, objects, staging, limit=limit, workers=workers, report=report)
-    moved = mirror.move(_moves(snapshot))
+    moved = mirror.move(_moves(objects, snapshot))
     if not accepted:
         # Another one may have been accepted while this one was on its way.
         require_newer(objects, snapshot, envelope)
@@ -96,15 +96,19 @@ def highest_accepted(objects: ObjectStore, site: str) -> tuple[int, bytes] | Non
     return (max(numbers), objects.get(_accepted_key(site, max(numbers)))) if numbers else None
 
 
-def _moves(snapshot: Snapshot) -> list[Move]:
+def _moves(objects: ObjectStore, snapshot: Snapshot) -> list[Move]:
     """Where each file goes here. Manifests last: one that can be read has all that the snapshot carries of it."""
+    found = highest_accepted(objects, snapshot.site)
+    # Evidence that an accepted snapshot listed just so was compared then; only what is new is read back and compared.
+    settled = {(file.path, file.digest) for file in _payload(found[1]).files} if found else set()
     moves = []
     for file in snapshot.files:
         folder = file.path.split("/")[0]
         if folder in ADDRESSED:
             moves.append(Move(file, file.path))
         elif folder in EVIDENCE | POINTERS:
-            moves.append(Move(file, f"sites/{snapshot.site}/{file.path}", once=True))
+            once = (file.path, file.digest) not in settled
+            moves.append(Move(file, f"sites/{snapshot.site}/{file.path}", once=once))
     return sorted(moves, key=lambda move: (move.key.startswith("manifests/"), -move.file.size))
 
 

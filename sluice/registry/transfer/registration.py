@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sluice.infra.errors import InputError
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import short
 from sluice.provenance.ledger import Draft, Ledger, LedgerEntry
@@ -54,15 +53,8 @@ def register_import(
 ) -> Imported:
     """Note the import in the ledger (where this process may write it) and show the release as a version in MLflow.
 
-    Again is success. Raises `InputError` for another application, `ConflictError` when the digest is registered with
-    another base or dataset.
+    Again is success. Raises `ConflictError` when the digest is registered with another base or dataset.
     """
-    if snapshot.application != application:
-        raise InputError(
-            f"Snapshot {snapshot.number} of site {snapshot.site!r} is about the application {snapshot.application!r}; "
-            f"this site's is {application!r}.",
-            hint="SLUICE_APPLICATION names it; two applications share nothing.",
-        )
     accepted, why = False, f"it waits for a gate of this site: decisions of {snapshot.site!r} do not count here"
     if ledger is not None:
         _note_import(ledger, snapshot, release, found, actor)
