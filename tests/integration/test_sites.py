@@ -18,7 +18,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from sluice.infra.errors import GateRefused, InputError, IntegrityError
 from sluice.infra.object_store import S3ObjectStore
+from sluice.infra.settings import Settings
+from sluice.pipelines.cli import app
+from sluice.pipelines.sites import sync
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.attestation import Signer
 from sluice.provenance.ledger import Ledger
@@ -26,6 +30,7 @@ from sluice.provenance.releases import read_state, record_approval
 from sluice.registry.mlflow_registry import MlflowRegistry
 from sluice.registry.transfer.acceptance import highest_accepted
 from sluice.registry.transfer.export import write_bundle
+from sluice.registry.transfer.sync import Received
 from sluice.registry.versions import list_versions, register_version, set_gate
 from tests.registry.mlflow_server import mlflow_server
 from tests.registry.transfer.made_site import REPORT, MadeSite
@@ -61,20 +66,28 @@ class World:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")},
             "SLUICE_HOME": str(self.folder / "home"),
-            "NORTH_SECRET": "north-secret",
-            "SOUTH_SECRET": "south-secret",
-            "SITE_KEY": "test-site",
         }
         command = [str(SLUICE), "sync", "--from", "north", "--to", "south", "--json", *options]
         return subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def sync(self, *options: str, code: int = 0) -> Any:
-        process = self.start(*options)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == code, out + err
-        return json.loads(out)
+    def sync(self, sites: str = "sites.yaml") -> Received:
+        """`sluice sync` in this process, which spares its start."""
+        return sync(Settings(home=self.folder / "home"), self.folder / sites, "north", "south", limit_mbps=None)
+
+    def register_base(self) -> None:
+        """The first champion, which has a version and stays where it is."""
+        register_version(
+            self.north.registry,
+            application="assistant",
+            kind="base",
+            digest=self.made.base,
+            tags={},
+            description="",
+            files={},
+            run_id=None,
+        )
 
     def register(self, release: str) -> None:
         """What the pipeline does at the end of a retraining."""
@@ -101,14 +114,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         for name in ("a", "b", "c", "d"):
             (folder / name).mkdir()
         # The servers of both sites start at once: MLflow takes ten seconds, most of them waiting.
-        contexts = [
-            seaweedfs(folder / "a", "north-secret"),
-            seaweedfs(folder / "b", "south-secret"),
-            mlflow_server(folder / "c"),
-            mlflow_server(folder / "d"),
+        stores = [
+            pool.submit(stack.enter_context, seaweedfs(folder / name, secret))
+            for name, secret in (("a", "north-secret"), ("b", "south-secret"))
         ]
-        starting = [pool.submit(stack.enter_context, context) for context in contexts]  # type: ignore[arg-type]
-        store_a, store_b, mlflow_a, mlflow_b = (one.result() for one in starting)
+        trackers = [pool.submit(stack.enter_context, mlflow_server(folder / name)) for name in ("c", "d")]
+        store_a, store_b = (one.result() for one in stores)
+        mlflow_a, mlflow_b = (one.result() for one in trackers)
         line = Line(int(urlsplit(store_a.endpoint_url).port or 0))
         stack.callback(line.close)
         north, south = (
@@ -137,7 +149,9 @@ sites:
     accept_decisions_of: [north]
 """
         )
-        yield World(north, south, line, folder, made, south_ledger)
+        world = World(north, south, line, folder, made, south_ledger)
+        world.register_base()
+        yield world
 
 
 def wait_for(condition: Any, process: subprocess.Popen[str], what: str) -> None:
@@ -146,6 +160,12 @@ def wait_for(condition: Any, process: subprocess.Popen[str], what: str) -> None:
         assert process.poll() is None, f"{what}: it ended before\n{process.communicate()}"
         assert time.monotonic() < deadline, what
         time.sleep(0.02)
+
+
+@pytest.fixture(autouse=True)
+def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("NORTH_SECRET", "north-secret"), ("SOUTH_SECRET", "south-secret"), ("SITE_KEY", "test-site")):
+        monkeypatch.setenv(name, value)
 
 
 def test_two_sites_converge_through_a_cut_and_a_kill(world: World, tmp_path: Path) -> None:
@@ -171,10 +191,10 @@ def test_two_sites_converge_through_a_cut_and_a_kill(world: World, tmp_path: Pat
     carried = world.line.bytes
     done = world.sync()
     assert world.line.bytes - carried < WEIGHTS - before + 1_000_000, "what was here already did not come again"
-    assert done["snapshot"] == 1
+    assert done.snapshot.number == 1
     (version,) = list_versions(world.south.registry, "assistant")
     assert (version.digest, version.tags["owner"], version.tags["site"]) == (release, "ann", "north")
-    (theirs,) = list_versions(world.north.registry, "assistant")
+    theirs = list_versions(world.north.registry, "assistant")[0]
     said = {name: version.tags[name] for name in ("base", "dataset", "gate", "kind")}
     assert said == {name: theirs.tags[name] for name in said}
     folder = ArtifactStore(world.south.objects, tmp_path / "cache").fetch(release)
@@ -188,8 +208,8 @@ def test_two_sites_converge_through_a_cut_and_a_kill(world: World, tmp_path: Pat
     record_approval(world.south_ledger, adapter=release, approver="sue")
 
     again = world.sync()
-    assert again["moved"]["files"] == 0
-    assert [one["new"] for one in again["releases"]] == [False]
+    assert again.moved.files == 0
+    assert [one.new for one in again.imported] == [False]
     assert len(read_state(world.south_ledger).entries) == 3
 
     # A second release: only what is new moves.
@@ -197,61 +217,59 @@ def test_two_sites_converge_through_a_cut_and_a_kill(world: World, tmp_path: Pat
     world.register(second)
     carried = world.line.bytes
     done = world.sync()
-    assert 0 < done["moved"]["size"] < 2_100_000
+    assert 0 < done.moved.size < 2_100_000
     assert world.line.bytes - carried < 3_000_000
     assert {one.digest for one in list_versions(world.south.registry, "assistant")} == {release, second}
 
     # A store that is offered without its newest snapshot, by somebody who holds no key that could make a new one.
     newest, _ = highest_accepted(world.south.objects, "north") or (0, b"")
-    world.north.objects.delete(f"snapshots/{newest:08d}.json")
+    place = f"snapshots/{newest:08d}.json"
+    kept = world.north.objects.get(place)
+    world.north.objects.delete(place)
     file = (world.folder / "sites.yaml").read_text()
     signing = next(line for line in file.splitlines() if "signing_key: /" in line)
     (world.folder / "pull.yaml").write_text(file.replace(signing, ""))
-    refused = world.sync("--sites", "pull.yaml", code=4)
-    assert f"is older than snapshot {newest}" in refused["error"]
+    with pytest.raises(IntegrityError, match=f"is older than snapshot {newest}"):
+        world.sync("pull.yaml")
+    world.north.objects.put(place, kept)
 
 
-def test_bundle_is_imported_and_waits_for_this_sites_people(world: World, tmp_path: Path) -> None:
+def test_bundle_is_imported_and_waits_for_this_sites_people(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     release = world.made.release(9)
-    for _ in range(5):
-        # Past whatever was accepted before: the numbers of a site only grow.
-        published = world.made.publish(release, valid_days=20 + _)
-    write_bundle(tmp_path / "out.tar", published, world.north.objects)
+    write_bundle(tmp_path / "out.tar", world.made.publish(release), world.north.objects)
     home = tmp_path / "south-home"
     (home / "keys").mkdir(parents=True)
     shutil.copyfile(world.folder / "south.pem", home / "keys" / "signing.pem")
     (home / "keys" / "signing.pem").chmod(0o600)
     store = world.south.objects._settings
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")},
         "SLUICE_HOME": str(home),
         "SLUICE_OBJECT_STORE__ENDPOINT_URL": str(store.endpoint_url),
         "SLUICE_OBJECT_STORE__ACCESS_KEY": "test-site",
         "SLUICE_OBJECT_STORE__SECRET_KEY": "south-secret",
         "SLUICE_MLFLOW__TRACKING_URI": world.south.registry.uri,
     }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
 
-    def run(*command: str, code: int = 0, **more: str) -> Any:
-        done = subprocess.run(
-            [str(SLUICE), *command, "--json"],
-            cwd=tmp_path,
-            env=environment | more,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return json.loads(done.stdout)
+    def run(*command: str) -> Any:
+        app([*command, "--json"], standalone_mode=False)
+        return json.loads(capsys.readouterr().out)
 
-    assert "trusts no other one yet" in run("import", "out.tar", code=2)["error"]
+    with pytest.raises(InputError, match="trusts no other one yet"):
+        run("import", "out.tar")
     run("sites", "trust", "north", str(world.made.public_key_file))
     first = run("import", "out.tar")["releases"][0]
     assert (first["release"], first["new"], first["decision_accepted"]) == (release, True, False)
     number = str(first["version"])
-    assert "no gate decision" in run("approve", number, "--no-release", code=5)["error"]
+    with pytest.raises(GateRefused, match="no gate decision"):
+        run("approve", number, "--no-release")
     # Where the policy lets that site's gate decide here, an approval by this site's people is still needed.
-    again = run("import", "out.tar", SLUICE_RELEASE__ACCEPT_DECISIONS_OF='["north"]')
+    monkeypatch.setenv("SLUICE_RELEASE__ACCEPT_DECISIONS_OF", '["north"]')
+    again = run("import", "out.tar")
     assert (again["moved"]["files"], again["releases"][0]["new"]) == (0, False)
     assert again["releases"][0]["decision_accepted"]
     assert run("approve", number, "--no-release", "--by", "sue")["digest"] == release

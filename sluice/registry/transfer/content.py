@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from sluice.infra.errors import IntegrityError
+from sluice.infra.errors import InputError, IntegrityError
 from sluice.infra.object_store import ObjectMissing, ObjectStore
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import canonical_json, digest_bytes, hex_of, short
@@ -74,14 +74,20 @@ def gather(
 ) -> Content:
     """The content of a snapshot of these releases.
 
-    Raises `GateRefused` for a release without a passing, approved decision, `IntegrityError` when no step made its
-    report.
+    Raises `GateRefused` for a release without a passing, approved decision, `InputError` for one that is no adapter,
+    `IntegrityError` when no step made its report.
     """
     history = History(objects)
     content = Content()
     for entry in entries:
         content.add_bytes(f"ledger/{entry.ledger}/{entry.sequence:08d}.json", canonical_json(entry.envelope))
     for one in wanted:
+        kind = artifacts.manifest(one.release).kind
+        if kind != "adapter":
+            raise InputError(
+                f"Release {short(one.release)} is a {kind}; what is handed over is an adapter.",
+                hint="--with-base carries the base model with its adapter." if kind == BASE_KIND else "",
+            )
         found = find_release(entries, one.release)
         _add_release(content, objects, artifacts, history, one, found, with_base=with_base)
     return content

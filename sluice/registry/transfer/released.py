@@ -42,7 +42,7 @@ def find_release(entries: Sequence[LedgerEntry], release: str) -> Release:
         raise GateRefused(f"Release {name} failed at {failure.entry.time}: {failure.reason}.")
     decision = state.decision_for(release)
     if decision is None:
-        raise GateRefused(f"Release {name} has no gate decision.", hint="A base model has none; hand over an adapter.")
+        raise GateRefused(f"Release {name} has no gate decision.", hint="Evaluate it first.")
     check_verdict(decision.verdict, decision.person, decision.reason, name, allow_override=True)
     approval = state.approval_for(release)
     if approval is None:

@@ -61,7 +61,7 @@ def publish_all(
     valid_days: float = VALID_DAYS,
 ) -> Published:
     """The signed snapshot of all releases of a site that may leave it."""
-    versions = {version.digest: version for version in list_versions(registry, application)}
+    versions = {v.digest: v for v in list_versions(registry, application) if v.tags.get("kind") == "adapter"}
     entries = ledger.entries()
     # What came from another site is that site's to hand over: its history is not among this one's steps.
     foreign = {entry.body["release"] for entry in entries if entry.kind == "import"}

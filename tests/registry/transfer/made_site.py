@@ -24,7 +24,8 @@ REPORT = "**Gate: PASS.** Better by 0.1.\n\n| Metric | Candidate |\n|---|---|\n|
 
 
 class MadeSite:
-    """A site's store, keys and ledger below `folder`; `release` makes one more release, approved unless told not."""
+    """A site's store, keys and ledger below `folder`, the base model its first champion; `release` makes one more
+    release, approved unless told not."""
 
     def __init__(self, folder: Path, name: str, objects: ObjectStore | None = None) -> None:
         self.name = name
@@ -36,10 +37,15 @@ class MadeSite:
         self.steps = StepRunner(self.objects, self.artifacts, self.signer, folder / "work")
         self.ledger = Ledger(self.objects, "assistant", self.signer)
         self.base = self._made("base-model", {}, {"model.safetensors": b"base"}, "base-model")["base-model"]
+        if read_state(self.ledger).champion() is None:
+            self._decide(self.base, self.artifacts.put_files({"report.md": b""}, "report").digest, None)
+            record_approval(self.ledger, adapter=self.base, approver="ann")
+            self.promote(self.base)
 
     def release(self, seed: int = 0, *, weights: int = 3000, approved: bool = True, verdict: str = "pass") -> str:
         """Digest of an adapter of so many bytes, with all of its history."""
-        champion = read_state(self.ledger).champion() or self.base
+        champion = read_state(self.ledger).champion()
+        assert champion is not None
         records = self._made("harvest", {}, {"records.jsonl": b'{"trace_id": "t1"}\n'}, "records", seed)["records"]
         data = {
             "card.html": b"<h1>Dataset card</h1>",
@@ -52,16 +58,7 @@ class MadeSite:
         made = {"adapter_config.json": b"{}", "adapter_model.safetensors": random.Random(seed).randbytes(weights)}
         adapter = self._made("train", metadata, made, "adapter", seed, metadata)["adapter"]
         gate = self._gate(adapter, champion, dataset, seed, verdict)
-        record_decision(
-            self.ledger,
-            adapter=adapter,
-            verdict="pass",
-            report=gate.output.artifacts["report"],
-            expires=(datetime.now(UTC) + timedelta(days=7)).isoformat(),
-            holdout=None,
-            champion=champion,
-            actor="gate",
-        )
+        self._decide(adapter, gate.output.artifacts["report"], champion)
         if approved:
             record_approval(self.ledger, adapter=adapter, approver="ann")
         return adapter
@@ -82,6 +79,18 @@ class MadeSite:
             application="assistant",
             valid_days=valid_days,
             now=now,
+        )
+
+    def _decide(self, release: str, report: str, champion: str | None) -> None:
+        record_decision(
+            self.ledger,
+            adapter=release,
+            verdict="pass",
+            report=report,
+            expires=(datetime.now(UTC) + timedelta(days=7)).isoformat(),
+            holdout=None,
+            champion=champion,
+            actor="gate",
         )
 
     def _gate(self, adapter: str, champion: str, dataset: str, seed: int, verdict: str) -> StepRecord:

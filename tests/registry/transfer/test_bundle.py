@@ -19,7 +19,6 @@ from sluice.registry.transfer.archive import Archive, write_archive
 from sluice.registry.transfer.companions import pointer_key
 from sluice.registry.transfer.export import write_bundle
 from sluice.registry.transfer.readme import script
-from sluice.registry.transfer.snapshot import Snapshot
 from sluice.registry.transfer.verification import Verification, verify_bundle
 from tests.registry.transfer.made_site import MadeSite, resigned
 
@@ -185,7 +184,7 @@ def test_unsigned_and_foreign_software_is_refused(bundle: Path, site: MadeSite, 
     write_archive(
         tmp_path / "unsigned.tar",
         json.dumps(envelope, sort_keys=True, separators=(",", ":")).encode(),
-        Snapshot.model_construct(files=()),
+        published.snapshot.model_copy(update={"files": ()}),
         site.store,
     )
     assert "none of them trusted" in failure(tmp_path / "unsigned.tar", site)
@@ -263,7 +262,7 @@ def test_file_whose_name_is_another_digest_is_refused(site: MadeSite, tmp_path: 
     blob = next(file for file in files if file["path"].startswith("blobs/"))
     blob["digest"] = digest_bytes(b"other")
     lie = resigned(published, site.signer, files=files)
-    write_archive(tmp_path / "lie.tar", lie, Snapshot.model_construct(files=()), site.store)
+    write_archive(tmp_path / "lie.tar", lie, published.snapshot.model_copy(update={"files": ()}), site.store)
     assert "which is not its name" in failure(tmp_path / "lie.tar", site)
 
 
@@ -280,8 +279,10 @@ def test_only_an_approved_release_leaves(tmp_path: Path) -> None:
     record_failure(site.ledger, release=failed, reason="slow", actor="release")
     with pytest.raises(GateRefused, match="slow"):
         site.publish(failed)
-    with pytest.raises(GateRefused, match="no gate decision"):
+    with pytest.raises(InputError, match="is a base-model"):
         site.publish(site.base)
+    with pytest.raises(GateRefused, match="no gate decision"):
+        site.publish(site.artifacts.put_files({"a": b""}, "adapter").digest)
 
 
 def test_ledger_that_passes_what_the_gate_refused_is_refused(tmp_path: Path) -> None:
