@@ -37,12 +37,12 @@ def bundle(site: MadeSite, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def verify(path: Path, site: MadeSite, **options: datetime) -> Verification:
-    return verify_bundle(path, [site.signer.public_key], **options)
+def verify(path: Path, site: MadeSite, now: datetime | None = None) -> Verification:
+    return verify_bundle(path, [site.signer.public_key], now=now)
 
 
-def failure(path: Path, site: MadeSite, **options: datetime) -> str:
-    found = verify(path, site, **options)
+def failure(path: Path, site: MadeSite, now: datetime | None = None) -> str:
+    found = verify(path, site, now)
     assert not found.ok
     return next(check.detail for check in found.checks if not check.ok)
 

@@ -11,7 +11,12 @@ from sluice.registry.transfer.pace import Pace
 def test_threads_together_keep_the_rate() -> None:
     pace = Pace(1_000_000)
     started = time.monotonic()
-    threads = [threading.Thread(target=lambda: [pace.take(50_000) for _ in range(4)]) for _ in range(4)]
+
+    def take() -> None:
+        for _ in range(4):
+            pace.take(50_000)
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
