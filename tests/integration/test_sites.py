@@ -72,9 +72,10 @@ class World:
             command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def sync(self, sites: str = "sites.yaml") -> Received:
+    def sync(self, sites: str = "sites.yaml", limit_mbps: float | None = None) -> Received:
         """`sluice sync` in this process, which spares its start."""
-        return sync(Settings(home=self.folder / "home"), self.folder / sites, "north", "south", limit_mbps=None)
+        home = Settings(home=self.folder / "home")
+        return sync(home, self.folder / sites, "north", "south", limit_mbps=limit_mbps)
 
     def register_base(self) -> None:
         """The first champion, which has a version and stays where it is."""
@@ -216,7 +217,7 @@ def test_two_sites_converge_through_a_cut_and_a_kill(world: World, tmp_path: Pat
     second = world.made.release(2, weights=2_000_000)
     world.register(second)
     carried = world.line.bytes
-    done = world.sync()
+    done = world.sync(limit_mbps=80)
     assert 0 < done.moved.size < 2_100_000
     assert world.line.bytes - carried < 3_000_000
     assert {one.digest for one in list_versions(world.south.registry, "assistant")} == {release, second}

@@ -15,7 +15,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from sluice.infra.errors import ConflictError, InputError, IntegrityError
+from sluice.infra.errors import ConflictError, InputError, IntegrityError, UnavailableError
 from sluice.infra.object_store import ObjectMissing
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import digest_bytes
@@ -91,7 +91,8 @@ def write_archive(path: Path, envelope: bytes, snapshot: Snapshot, source: Sourc
     """Write the bundle in bounded memory; it appears under its name when it is whole. Reports bytes.
 
     What an interrupted run has written already is checked and kept. Raises `InputError` when `path` holds something
-    else, `IntegrityError` when the source gives other bytes than the snapshot lists.
+    else, `IntegrityError` when the source gives other bytes than the snapshot lists, `UnavailableError` when the disk
+    is full or refuses, `ConflictError` while another process writes it.
     """
     if path.exists():
         known = Archive(path)
@@ -100,31 +101,42 @@ def write_archive(path: Path, envelope: bytes, snapshot: Snapshot, source: Sourc
         raise InputError(f"The file {str(path)!r} exists already, and it is another bundle.", hint="Remove it first.")
     staging = path.with_name(f".{path.name}.part")
     try:
-        handle = os.open(staging, os.O_RDWR | os.O_CREAT, 0o644)
+        with os.fdopen(os.open(staging, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as stream:
+            _hold(stream, path)
+            _write_members(stream, envelope, snapshot, source, report)
+            os.fsync(stream.fileno())
+            os.rename(staging, path)
     except OSError as error:
-        raise InputError(f"The bundle {str(path)!r} cannot be written: {error.strerror}.") from error
-    with os.fdopen(handle, "r+b") as stream:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConflictError(f"Another process is writing {str(path)!r}.", hint="Wait for it.") from error
-        first = SnapshotFile(path=SNAPSHOT_FILE, size=len(envelope), digest=digest_bytes(envelope))
-        done = 0
-        for file in (first, *snapshot.files):
-            start = stream.tell()
-            if _member_problem(stream, file):
-                stream.seek(start)
-                stream.truncate()
-                pieces = iter([envelope]) if file is first else source.stream(file.path)
-                _write_member(stream, file, pieces)
-            done += file.size
-            report(done, len(envelope) + snapshot.size, file.path)
-        end = stream.tell()
-        stream.truncate()
-        stream.write(_trailer(end))
-        stream.flush()
-        os.fsync(handle)
-        os.rename(staging, path)
+        raise UnavailableError(
+            f"The bundle {str(path)!r} cannot be written: {error.strerror}.",
+            hint="What was written is kept: the same command goes on with it.",
+        ) from error
+
+
+def _hold(stream: io.BufferedRandom, path: Path) -> None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConflictError(f"Another process is writing {str(path)!r}.", hint="Wait for it.") from error
+
+
+def _write_members(
+    stream: io.BufferedRandom, envelope: bytes, snapshot: Snapshot, source: Source, report: Report
+) -> None:
+    first = SnapshotFile(path=SNAPSHOT_FILE, size=len(envelope), digest=digest_bytes(envelope))
+    done = 0
+    for file in (first, *snapshot.files):
+        start = stream.tell()
+        if _member_problem(stream, file):
+            stream.seek(start)
+            stream.truncate()
+            _write_member(stream, file, iter([envelope]) if file is first else source.stream(file.path))
+        done += file.size
+        report(done, len(envelope) + snapshot.size, file.path)
+    end = stream.tell()
+    stream.truncate()
+    stream.write(_trailer(end))
+    stream.flush()
 
 
 def _write_member(stream: io.BufferedRandom, file: SnapshotFile, pieces: Iterator[bytes]) -> None:

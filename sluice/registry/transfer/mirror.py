@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 from sluice.infra.errors import ConflictError, IntegrityError, UnavailableError
+from sluice.infra.home import writing
 from sluice.infra.object_store import ObjectExists, ObjectStore
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import digest_bytes, digest_file, hex_of
@@ -117,7 +118,7 @@ class Mirror:
             self._put(move, self._read_small(file))
         else:
             path = self._staging / f"{hex_of(file.digest)}.part"
-            with _held(path):
+            with writing(self._staging), _held(path):
                 self._fetch(file, path)
                 _patiently(lambda: self._send(move.key, path))
                 path.unlink()

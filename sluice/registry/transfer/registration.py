@@ -60,14 +60,11 @@ def register_import(
         _note_import(ledger, snapshot, release, found, actor)
         if accept_decision:
             accepted, why = _take_decision(ledger, artifacts, snapshot, release, found)
-    report = _text(artifacts, release.report, REPORT_FILE)
+    report = _files(artifacts, release.report, REPORT_FILE).get(REPORT_FILE, b"").decode()
     known = find_version(registry, application, release.release)
     tags = {name: value for name, value in release.tags.items() if _carried(name)}
-    card = artifacts.manifest(release.dataset)
-    files: dict[str, bytes] = {}
-    if any(entry.path == "card.html" for entry in card.files):
-        files["data-card.html"] = artifacts.read_file(release.dataset, "card.html")
-    files["report.html"] = artifacts.read_file(release.report, "report.html")
+    card = _files(artifacts, release.dataset, "card.html")
+    files = {f"data-{name}": data for name, data in card.items()} | _files(artifacts, release.report, "report.html")
     version = _register(
         registry,
         application,
@@ -182,8 +179,10 @@ def _carried(name: str) -> bool:
     return name.split(".")[0] not in (*RESERVED_TAGS, "site", "mlflow", "alias")
 
 
-def _text(artifacts: ArtifactStore, digest: str, name: str) -> str:
-    return artifacts.read_file(digest, name).decode()
+def _files(artifacts: ArtifactStore, digest: str, name: str) -> dict[str, bytes]:
+    """A file of an artifact by its name; empty where the artifact has no such file."""
+    there = any(entry.path == name for entry in artifacts.manifest(digest).files)
+    return {name: artifacts.read_file(digest, name)} if there else {}
 
 
 def _description(snapshot: Snapshot, found: Release, report: str) -> str:

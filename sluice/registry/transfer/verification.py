@@ -112,6 +112,7 @@ def verify_chain(objects: ListedObjects, snapshot: Snapshot, keys: Sequence[Publ
     checks.append(_check("ledger", ledger))
     if not checks[-1].ok:
         return checks
+    objects.prefetch("steps/", "attestations/", "manifests/")
     history = _History(objects, keys)
     for release in snapshot.releases:
         name = short(release.release)
