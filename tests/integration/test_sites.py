@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from sluice.infra.errors import GateRefused, InputError, IntegrityError
+from sluice.infra.mlflow_database import default_cache, ensure_database
 from sluice.infra.object_store import S3ObjectStore
 from sluice.infra.settings import Settings
 from sluice.pipelines.cli import app
@@ -119,6 +120,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
             pool.submit(stack.enter_context, seaweedfs(folder / name, secret))
             for name, secret in (("a", "north-secret"), ("b", "south-secret"))
         ]
+        for name in ("c", "d"):
+            # A copy of this user's migrated template: making the tables takes MLflow longer than to start.
+            ensure_database(folder / name / "mlflow.db", default_cache())
         trackers = [pool.submit(stack.enter_context, mlflow_server(folder / name)) for name in ("c", "d")]
         store_a, store_b = (one.result() for one in stores)
         mlflow_a, mlflow_b = (one.result() for one in trackers)
