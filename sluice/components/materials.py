@@ -11,7 +11,7 @@ from typing import Any
 from sluice.components.curate import corpus_licences
 from sluice.components.task import Task
 from sluice.components.workspace import Workspace
-from sluice.provenance.canonical import Json, short
+from sluice.provenance.canonical import Json, canonical_json, hex_of, short
 from sluice.provenance.code import lock_digests, lock_files
 from sluice.provenance.steps import StepOutput
 from sluice.registry.bom import BOM_FILE, Material, Metric, ModelCard, build_bom
@@ -60,7 +60,10 @@ def bill_of_materials(running: Task, adapter: str, statement: Json, *, dataset: 
         },
         function=work,
     )
-    return record.output.artifacts["bom"]
+    bom = record.output.artifacts["bom"]
+    # The latest one: a new decision about the same adapter makes a new bill.
+    workspace.objects.put(f"boms/{hex_of(adapter)}.json", canonical_json({"bom": bom}))
+    return bom
 
 
 def _base(workspace: Workspace, base: str) -> Material:

@@ -51,9 +51,14 @@ VERBS = {
     "decide as another": Verb("administrator", "releases", "impersonate"),
     "demo": Verb("administrator", "releases", "override"),
     "gc delete": Verb("administrator", "artifacts", "delete"),
-    "keys": Verb("administrator", "keys", "update"),
+    "keys rotate": Verb("administrator", "keys", "update"),
+    "keys revoke": Verb("administrator", "keys", "delete"),
+    "export": Verb("administrator", "bundles", "create"),
     "import": Verb("administrator", "bundles", "create"),
     "sync": Verb("administrator", "bundles", "create"),
+    "sites trust": Verb("administrator", "sites", "update"),
+    "sites publish": Verb("administrator", "bundles", "create"),
+    "reproduce": Verb("operator", "runs", "create"),
 }
 """By the command's words. What only reads is not here: everybody who has the store's credentials may look."""
 
@@ -211,6 +216,14 @@ def require(settings: Settings, verb: str, subject: str = "") -> str:
             hint="An administrator grants roles: docs/access.md tells how.",
         )
     return identity
+
+
+def acting_as(settings: Settings, verb: str, subject: str, by: str) -> str:
+    """As `require`; the name that the act gets: whoever acts, or `by`, whom only an administrator may name."""
+    identity = require(settings, verb, subject)
+    if by and by != identity:
+        require(settings, "decide as another", by)
+    return by or identity
 
 
 def login() -> str:

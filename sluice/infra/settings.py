@@ -77,6 +77,9 @@ class ReleasePolicy(Section):
 
     allow_override: bool = Field(False, description="may a named person force a release past a gate that refused it")
     decision_valid_hours: float = Field(168.0, gt=0, description="age after which a gate's decision has expired")
+    accept_decisions_of: tuple[str, ...] = Field(
+        (), description="sites whose gate decides for imported releases here too; an approval is always asked for"
+    )
 
 
 Role = Literal["viewer", "operator", "approver", "administrator"]
@@ -137,6 +140,11 @@ class Settings(BaseSettings):
         "assistant",
         pattern=r"^[a-z][a-z0-9-]{1,40}$",
         description="registered model in MLflow, and the model name that clients ask the gateway for",
+    )
+    site: str = Field(
+        "",
+        pattern=r"^([a-z0-9][a-z0-9-]{0,40})?$",
+        description="name of this site in what it hands over; empty: made of its key",
     )
     home: Path = Field(Path(".sluice"), description="state of this installation: services, keys, runs, caches")
     serve_python: Path = Field(Path(".venv-serve/bin/python"), description="interpreter of the vLLM environment")

@@ -33,7 +33,7 @@ from sluice.provenance.step_records import StepRecord, parse_record
 from sluice.provenance.times import parse_time
 
 PLAN_VERSION = 1
-_MANIFESTS, _BLOBS, _STEPS = "manifests/sha256/", "blobs/sha256/", "steps/"
+_MANIFESTS, _BLOBS, _STEPS, _SITES = "manifests/sha256/", "blobs/sha256/", "steps/", "sites/"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BATCH = 500
 _READERS = 16
@@ -209,6 +209,9 @@ class Collector:
         # Records before manifests: who claims an artifact through a record made sure that its manifest is there.
         roots = self._roots()
         records = {info.key: info.modified for info in self._objects.list(_STEPS)}
+        # Of what came from other sites, the records lie apart.
+        imported = (info for info in self._objects.list(_SITES) if f"/{_STEPS}" in info.key)
+        records |= {info.key: info.modified for info in imported}
         self._load_records(records, report)
         manifests = {f"sha256:{i.key.removeprefix(_MANIFESTS)}": i.modified for i in self._objects.list(_MANIFESTS)}
         manifests = self._load_manifests(manifests, report)
@@ -228,6 +231,10 @@ class Collector:
                 _reach(digest, "written within the grace", live, self._beyond(makers))
         for digest, reason in roots.evidence.items():
             live.setdefault(digest, reason)
+        for digest in manifests:
+            # A signature or bill of materials says whose it is; it stays as long as that does.
+            if self._manifests[digest].metadata.get("subject") in live:
+                live.setdefault(digest, "signature or bill of materials of what stays")
         blobs = {entry.digest for digest in manifests for entry in self._manifests[digest].files}
         return _Marked(live, blobs, manifests)
 
@@ -243,10 +250,13 @@ class Collector:
     def _load_records(self, places: Iterable[str], report: Report) -> None:
         new = [place for place in places if place not in self._records]
         with ThreadPoolExecutor(max_workers=_READERS) as pool:
-            found = pool.map(lambda place: parse_record(place, self._objects.get(place)), new)
+            found = pool.map(self._record, new)
             for number, (place, record) in enumerate(zip(new, found, strict=True), start=1):
                 self._records[place] = record
                 report(number, len(new), "reading step records")
+
+    def _record(self, place: str) -> StepRecord:
+        return parse_record(_STEPS + place.rpartition("/")[2], self._objects.get(place))
 
     def _load_manifests(self, listed: Mapping[str, float], report: Report) -> dict[str, float]:
         """Those of the listed manifests that are still there; a damaged one raises: its blobs cannot be known."""
@@ -326,6 +336,9 @@ def ledger_roots(entries: Iterable[LedgerEntry], now: datetime) -> Roots:
             live.setdefault(release, f"approved release of {name}")
         elif decision is not None and parse_time(decision.expires, "expires") > now:
             live.setdefault(release, f"candidate of {name} with an unexpired decision")
+    for entry in state.entries:
+        if entry.kind == "import" and state.decision_for(entry.body["release"]) is None:
+            live.setdefault(entry.body["release"], f"imported into {name}, not decided on yet")
     evidence: dict[str, str] = {}
     for entry in state.entries:
         about = entry.body.get("adapter") or entry.body.get("release")

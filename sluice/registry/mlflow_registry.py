@@ -50,11 +50,19 @@ class MlflowRegistry:
     """One MLflow server. Safe to share between threads; opens no connection before the first call.
 
     `tracking_uri` is the server's http(s) address. A dead server costs at most two attempts of `CONNECT_TIMEOUT_S`, a
-    hanging one `timeout_s` seconds. Credentials come from MLflow's own variables (MLFLOW_TRACKING_USERNAME and
-    MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN).
+    hanging one `timeout_s` seconds. Credentials not given here come from MLflow's own variables
+    (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN).
     """
 
-    def __init__(self, tracking_uri: str | None, *, timeout_s: float | None = None) -> None:
+    def __init__(
+        self,
+        tracking_uri: str | None,
+        *,
+        timeout_s: float | None = None,
+        username: str | None = None,
+        password: str | None = None,
+        token: str | None = None,
+    ) -> None:
         if not tracking_uri:
             raise UnavailableError(
                 "The MLflow server has no address: setting mlflow.tracking_uri is empty.",
@@ -67,6 +75,7 @@ class MlflowRegistry:
             )
         self.uri = tracking_uri.rstrip("/")
         self._timeout_s = timeout_s if timeout_s is not None else _timeout_from_environment()
+        self._username, self._password, self._token = username, password, token
         self._lock = threading.Lock()
         self._http: httpx.Client | None = None
         self._experiments: dict[str, str] = {}
@@ -206,14 +215,15 @@ class MlflowRegistry:
 
         with self._lock:
             if self._http is None:
-                token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-                user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+                token = self._token or os.environ.get("MLFLOW_TRACKING_TOKEN")
+                user = self._username or ("" if self._token else os.environ.get("MLFLOW_TRACKING_USERNAME"))
+                password = self._password or os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
                 insecure = os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1")
                 self._http = httpx.Client(
                     timeout=httpx.Timeout(self._timeout_s, connect=min(CONNECT_TIMEOUT_S, self._timeout_s)),
                     # Shorter than the server's own limit (uvicorn: 5 s), or a request meets a closing connection.
                     limits=httpx.Limits(keepalive_expiry=2.0),
-                    auth=(user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None,
+                    auth=(user, password) if user else None,
                     headers={"authorization": f"Bearer {token}"} if token and not user else {},
                     verify=not insecure,
                 )

@@ -23,24 +23,38 @@ READS = {
     "audit": "",
     "compile": "writes files for people to apply",
     "config show": "",
+    "diff": "",
     "doctor": "",
+    "gc": "plans; deletes only with --delete, which asks: tested below",
     "history": "",
+    "keys list": "",
     "ledger": "",
     "lineage": "",
     "logs": "",
     "release status": "",
     "runs": "",
+    "sites list": "",
     "status": "",
+    "verify": "",
+    "why": "",
 }
 ASKS = {
     "approve": ["1"],
     "cancel": ["last"],
     "demo": ["--plan", "tiny"],
     "down": [],
+    "export": ["1", "out.tar"],
+    "import": ["in.tar"],
+    "keys revoke": ["abc", "--reason", "lost"],
+    "keys rotate": [],
     "reject": ["1"],
     "release abort": [],
+    "reproduce": ["1"],
     "rollback": [],
     "run": ["retrain"],
+    "sites publish": [],
+    "sites trust": ["other", "other.pub"],
+    "sync": ["--from", "a", "--to", "b"],
     "up": [],
 }
 """With what it is called. A new command belongs in one of the two; in doubt, here, and calls `require` first."""
@@ -115,3 +129,10 @@ def test_a_secret_as_a_parameter_is_refused_and_not_repeated(home: Path, monkeyp
         assert "sesame" not in str(caught.value)
         assert isinstance(CliRunner().invoke(app, ["run", "retrain", "-p", text]).exception, InputError)
     refuse_secrets(load_settings(), ["recipe=demo"])
+
+
+def test_only_a_collection_that_deletes_asks(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_ACCESS__DEFAULT", '["operator"]')
+    ended = CliRunner().invoke(app, ["gc", "--delete", "sha256:" + "0" * 64])
+    assert isinstance(ended.exception, AccessRefused)
+    assert [(line.verb, line.outcome) for line in audit.read(home)] == [("gc delete", "refused")]

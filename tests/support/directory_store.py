@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from sluice.infra.object_store import ObjectExists, ObjectInfo, ObjectMissing
 from sluice.infra.transfer import Moved, ignore_moved
@@ -47,6 +48,12 @@ class DirectoryStore:
             return self._path(key).read_bytes()
         except FileNotFoundError as error:
             raise ObjectMissing(f"There is no object {key!r}.") from error
+
+    def stream(self, key: str, start: int = 0) -> Iterator[bytes]:
+        yield self.get(key)[start:]
+
+    def put_stream(self, key: str, stream: BinaryIO) -> None:
+        self.put(key, stream.read())
 
     def get_file(self, key: str, path: Path, *, moved: Moved = ignore_moved) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,20 @@ from importlib.metadata import entry_points
 import typer
 
 from sluice.infra.errors import SluiceError
-from sluice.pipelines.cli import audit, chain, collect, explain, history, keys, output, releases, reproduce, runs, stack
+from sluice.pipelines.cli import (
+    audit,
+    chain,
+    collect,
+    explain,
+    history,
+    keys,
+    output,
+    releases,
+    reproduce,
+    runs,
+    sites,
+    stack,
+)
 
 # gRPC's C core writes its own log lines over ours (Milvus answers idle connections' pings with a scolding).
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -36,6 +49,7 @@ history.add_to(app)
 audit.add_to(app)
 reproduce.add_to(app)
 keys.add_to(app)
+sites.add_to(app)
 # Applications bring verbs of their own (the demonstration does) without this package knowing them.
 for entry in entry_points(group="sluice.commands"):
     app.command(name=entry.name)(entry.load())

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sluice.infra.access import require
+from sluice.infra.settings import load_settings
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
 
 if TYPE_CHECKING:
@@ -34,7 +36,10 @@ def gc(
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.collect import open_collector
 
-    workspace = open_workspace()
+    settings = load_settings()
+    if delete:
+        require(settings, "gc delete", delete)
+    workspace = open_workspace(settings)
     collector = open_collector(workspace, grace_days * _DAY_S)
     if not delete:
         plan = collector.plan(_progress(as_json))

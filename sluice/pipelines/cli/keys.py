@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import getpass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from sluice.infra.access import acting_as
 from sluice.infra.errors import InputError
+from sluice.infra.settings import load_settings
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
 
 if TYPE_CHECKING:
@@ -91,9 +92,11 @@ def rotate(
     from sluice.components.workspace import open_workspace
     from sluice.provenance.key_changes import rotate as rotate_key
 
-    workspace = open_workspace()
+    settings = load_settings()
+    actor = acting_as(settings, "keys rotate", "", by)
+    workspace = open_workspace(settings)
     old = workspace.signer.public_key
-    new = rotate_key(workspace.ledger, workspace.signer, workspace.trusted, by or getpass.getuser())
+    new = rotate_key(workspace.ledger, workspace.signer, workspace.trusted, actor)
     if as_json:
         show_json({"key": new.key_id, "previous": old.key_id, "pem": new.pem})
     else:
@@ -114,7 +117,9 @@ def revoke(
     from sluice.components.workspace import open_workspace
     from sluice.provenance.key_changes import revoke as revoke_key
 
-    workspace = open_workspace()
+    settings = load_settings()
+    actor = acting_as(settings, "keys revoke", key, by)
+    workspace = open_workspace(settings)
     found = find_key(workspace, key)
     entry = revoke_key(
         workspace.ledger,
@@ -123,7 +128,7 @@ def revoke(
         found,
         signer=workspace.signer,
         reason=reason,
-        actor=by or getpass.getuser(),
+        actor=actor,
     )
     if as_json:
         show_json({"key": found.key_id, "entry": entry.sequence, "time": entry.time, "reason": entry.body["reason"]})

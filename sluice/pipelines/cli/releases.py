@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from sluice.infra.access import require
+from sluice.infra.access import acting_as, require
 from sluice.infra.errors import SluiceError, StepFailed
 from sluice.infra.settings import load_settings
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
@@ -112,7 +112,7 @@ def approve(
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.approvals import find_candidate, override, record
 
-    person = _decider("approve", version, by)
+    person = acting_as(load_settings(), "approve", f"version {version}", by)
     if force:
         require(load_settings(), "override", f"version {version}")
     workspace = open_workspace()
@@ -157,7 +157,7 @@ def reject(version: VersionArgument, comment: Comment = "", by: By = "", as_json
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.approvals import find_candidate, record
 
-    person = _decider("reject", version, by)
+    person = acting_as(load_settings(), "reject", f"version {version}", by)
     workspace = open_workspace()
     found = find_candidate(workspace, version)
     record(workspace, found, "rejected", person, comment)
@@ -215,15 +215,6 @@ def rollback(
     told afterwards, if it can be reached.
     """
     _roll_back("rollback", reason, promoted_too=True, as_json=as_json)
-
-
-def _decider(verb: str, version: str, by: str) -> str:
-    """The name that a decision gets: whoever acts, or another one that an administrator names."""
-    settings = load_settings()
-    identity = require(settings, verb, f"version {version}")
-    if by and by != identity:
-        require(settings, "decide as another", by)
-    return by or identity
 
 
 def _roll_back(verb: str, reason: str, *, promoted_too: bool, as_json: bool) -> None:

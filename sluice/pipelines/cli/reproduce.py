@@ -7,6 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from sluice.infra.access import require
+from sluice.infra.settings import load_settings
 from sluice.pipelines.cli.chain import progress_line
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
 
@@ -27,7 +29,7 @@ def reproduce(
     """Run the recorded steps behind a version again and compare: the same bytes, or the named reason why not.
 
     Nothing is recorded and no original is touched. Each step gets the inputs that its record names; the evaluation asks
-    the adapter that was trained again, if that differs. Ends with 0 for the same bytes, with 8 for a difference.
+    the adapter that was trained again, if that differs. Ends with 0 for the same bytes, with 9 for a difference.
 
     Examples: [bold]sluice reproduce 2[/], [bold]sluice reproduce 2 --steps curate,train[/]
     """
@@ -36,7 +38,9 @@ def reproduce(
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.reproduce import reproduce as run_again
 
-    workspace = open_workspace()
+    settings = load_settings()
+    require(settings, "reproduce", version)
+    workspace = open_workspace(settings)
     digest = _digest_of(workspace, version)
     wanted = [one.strip() for one in steps.split(",") if one.strip()]
     with progress_line(as_json) as report:

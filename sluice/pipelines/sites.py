@@ -1,0 +1,172 @@
+"""Transfer between sites, wired to this installation."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+from sluice.components.workspace import Workspace
+from sluice.infra.errors import InputError
+from sluice.infra.progress import Report, no_report
+from sluice.infra.settings import Settings
+from sluice.pipelines.approvals import find_candidate, registry_of
+from sluice.provenance.canonical import short
+from sluice.provenance.keys import PublicKey, read_public_key
+from sluice.provenance.releases import read_state
+from sluice.registry.transfer.archive import SNAPSHOT_FILE, Archive
+from sluice.registry.transfer.content import Wanted
+from sluice.registry.transfer.export import Published, publish_snapshot, write_bundle
+from sluice.registry.transfer.mirror import WORKERS
+from sluice.registry.transfer.sites import open_site, read_sites, site_of, trusted_sites
+from sluice.registry.transfer.sync import Received, Receiver, publish_all, receive
+from sluice.registry.transfer.sync import sync as sync_sites
+from sluice.registry.transfer.verification import Verification, verify_bundle
+from sluice.registry.versions import Version, find_version
+
+MEGABIT = 1e6 / 8
+"""Bytes."""
+
+
+def site_name(workspace: Workspace) -> str:
+    """This site's name for others: the setting, else made of its key."""
+    return workspace.settings.site or f"site-{workspace.signer.public_key.key_id[:12]}"
+
+
+def find_subject(workspace: Workspace, text: str) -> Version:
+    """The version that a number, a digest, `champion` or `candidate` names."""
+    digest = read_state(workspace.ledger).champion() if text == "champion" else text
+    if digest is None:
+        raise InputError("VERSION = 'champion': there is no champion yet.")
+    if not re.match(r"^sha256:[0-9a-f]{64}$", digest):
+        return find_candidate(workspace, digest)
+    found = find_version(registry_of(workspace), workspace.settings.application, digest)
+    if found is None:
+        raise InputError(f"VERSION = {text!r}: MLflow has no version of {short(digest)}.")
+    return found
+
+
+def export(
+    workspace: Workspace,
+    version: str,
+    out: Path,
+    *,
+    with_base: bool,
+    valid_days: float,
+    report: Report = no_report,
+) -> Published:
+    """Write the bundle of one release of this site. Raises `GateRefused` when it may not leave."""
+    found = find_subject(workspace, version)
+    published = publish_snapshot(
+        workspace.objects,
+        workspace.artifacts,
+        workspace.ledger,
+        workspace.signer,
+        [Wanted(found.digest, found.number, found.tags)],
+        site=site_name(workspace),
+        application=workspace.settings.application,
+        with_base=with_base,
+        valid_days=valid_days,
+    )
+    write_bundle(out, published, workspace.objects, report)
+    return published
+
+
+def publish(workspace: Workspace, *, with_base: bool, valid_days: float) -> Published:
+    """Sign a snapshot of all releases of this site into its own store, for sites that fetch from it."""
+    return publish_all(
+        site_name(workspace),
+        workspace.settings.application,
+        workspace.objects,
+        workspace.artifacts,
+        workspace.ledger,
+        workspace.signer,
+        registry_of(workspace),
+        with_base=with_base,
+        valid_days=valid_days,
+    )
+
+
+def verify(
+    settings: Settings, bundle: Path, key_files: list[Path], *, now: datetime | None, report: Report = no_report
+) -> Verification:
+    """Verify a bundle with the given keys; without any, with those that this installation trusts and its own."""
+    keys = [read_public_key(path) for path in key_files] if key_files else known_keys(settings)
+    return verify_bundle(bundle, keys, now=now, report=report)
+
+
+def known_keys(settings: Settings) -> list[PublicKey]:
+    """The keys of all trusted sites, and this installation's own; none where there is no installation."""
+    own = settings.home / "keys" / "signing.pem.pub"
+    keys = [key for site in trusted_sites(settings.home) for key in site.keys]
+    return [*keys, read_public_key(own)] if own.is_file() else keys
+
+
+def import_bundle(
+    workspace: Workspace, bundle: Path, *, actor: str, limit_mbps: float | None, report: Report = no_report
+) -> Received:
+    """Verify a bundle with the keys of the site it is from, and take it over. Raises `IntegrityError`."""
+    settings = workspace.settings
+    sites = trusted_sites(settings.home)
+    if not sites:
+        raise InputError(
+            "This site trusts no other one yet.", hint="`sluice sites trust NAME KEY.pub`, with a key from its people."
+        )
+    archive = Archive(bundle)
+    _, site = site_of(archive.envelope, sites, SNAPSHOT_FILE)
+    report(0, 0, "verifying")
+    snapshot = verify_bundle(bundle, site.keys, report=report).require()
+    archive.arrange(snapshot)
+    receiver = Receiver(
+        workspace.objects,
+        workspace.artifacts,
+        registry_of(workspace),
+        workspace.ledger,
+        settings.application,
+        settings.release.accept_decisions_of,
+        actor,
+    )
+    return receive(
+        receiver,
+        snapshot,
+        archive.envelope,
+        archive,
+        site.keys,
+        settings.home / "transfers",
+        limit=bytes_a_second(limit_mbps),
+        report=report,
+    )
+
+
+def sync(
+    settings: Settings,
+    file: Path,
+    origin: str,
+    target: str,
+    *,
+    actor: str,
+    limit_mbps: float | None,
+    workers: int = WORKERS,
+    report: Report = no_report,
+) -> Received:
+    """Mirror the releases of one site of the file to another."""
+    sites = read_sites(file)
+    folder = file.absolute().parent
+    return sync_sites(
+        open_site(origin, sites, folder),
+        open_site(target, sites, folder),
+        settings.home / "transfers" / f"{origin}-{target}",
+        actor=actor,
+        limit=bytes_a_second(limit_mbps),
+        workers=workers,
+        report=report,
+    )
+
+
+def bytes_a_second(mbps: float | None) -> float | None:
+    """A limit in megabits a second as bytes a second. Raises `InputError` for one that is no speed."""
+    if mbps is None:
+        return None
+    if not mbps > 0:
+        raise InputError(f"--limit-mbps = {mbps!r} is not a speed.", hint="Leave it out for no limit.")
+    return mbps * MEGABIT

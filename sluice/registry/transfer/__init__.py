@@ -1,0 +1,1 @@
+"""Transfer between sites: signed snapshots of releases, as one file to carry or mirrored from store to store."""

@@ -1,0 +1,132 @@
+"""Accepting a snapshot: never an older one, never another one under the same number, everything or nothing.
+
+What came from elsewhere lies apart: step records, ledger entries and pointers of site `a` below `sites/a/`, so that no
+foreign record is ever taken for a step of this site. Artifacts and statements are named for their content and lie with
+ours. The envelope of an accepted snapshot is kept, written once, at `sites/a/accepted/<number:08d>.json`: it is what
+makes a rollback seen. It is written after all files and before anybody is shown the release.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+from sluice.infra.errors import ConflictError, IntegrityError
+from sluice.infra.object_store import ObjectExists, ObjectStore
+from sluice.infra.progress import Report, no_report
+from sluice.registry.transfer.mirror import WORKERS, Mirror, Move, Moved, SiteStore
+from sluice.registry.transfer.snapshot import ADDRESSED, EVIDENCE, POINTERS, Snapshot
+from sluice.registry.transfer.source import Source
+
+_ACCEPTED = re.compile(r"^([0-9]{8})\.json$")
+
+
+def require_newer(objects: ObjectStore, snapshot: Snapshot, envelope: bytes) -> bool:
+    """Whether this very snapshot was accepted before; a newer one was not.
+
+    Raises `IntegrityError` for one that is older than another that was accepted from its site (rollback), that has the
+    number of another one, or whose ledger does not go on from the one that was seen before.
+    """
+    found = highest_accepted(objects, snapshot.site)
+    if found is None:
+        return False
+    number, known_envelope = found
+    if snapshot.number < number:
+        raise IntegrityError(
+            f"Snapshot {snapshot.number} of site {snapshot.site!r} is older than snapshot {number}, which was accepted "
+            "here already.",
+            hint="Somebody may be offering old releases as new ones. Ask that site for a new export.",
+        )
+    if snapshot.number == number:
+        if envelope != known_envelope:
+            raise IntegrityError(
+                f"Site {snapshot.site!r} signed two different snapshots {number}: this is not the one accepted here.",
+                hint="Its key may be in two hands, or its object store was reset. Ask its people.",
+            )
+        return True
+    known = _payload(known_envelope)
+    if known.ledger.name == snapshot.ledger.name:
+        last = snapshot.by_path().get(f"ledger/{known.ledger.name}/{known.ledger.entries:08d}.json")
+        if last is None or last.digest != known.ledger.head:
+            raise IntegrityError(
+                f"The ledger of site {snapshot.site!r} does not go on from entry {known.ledger.entries}, which was "
+                "seen here before: it was cut or rewritten.",
+                hint="Nothing was changed here. Ask the people of that site.",
+            )
+    return False
+
+
+def accept(
+    objects: SiteStore,
+    snapshot: Snapshot,
+    envelope: bytes,
+    source: Source,
+    staging: Path,
+    *,
+    limit: float | None = None,
+    workers: int = WORKERS,
+    report: Report = no_report,
+) -> Moved:
+    """Take a verified snapshot's files over. Doing it again moves what is missing and changes nothing else.
+
+    Raises as `require_newer` and `Mirror.move` do.
+    """
+    accepted = require_newer(objects, snapshot, envelope)
+    mirror = Mirror(source, objects, staging, limit=limit, workers=workers, report=report)
+    moved = mirror.move(_moves(objects, snapshot))
+    if not accepted:
+        # Another one may have been accepted while this one was on its way.
+        require_newer(objects, snapshot, envelope)
+        try:
+            objects.put(_accepted_key(snapshot.site, snapshot.number), envelope, if_absent=True)
+        except ObjectExists:
+            require_newer(objects, snapshot, envelope)
+    for release in snapshot.releases:
+        _point_to_companions(objects, snapshot, release.release)
+    return moved
+
+
+def highest_accepted(objects: ObjectStore, site: str) -> tuple[int, bytes] | None:
+    """Number and envelope of the newest snapshot accepted from a site."""
+    prefix = f"sites/{site}/accepted/"
+    found = [_ACCEPTED.match(info.key.removeprefix(prefix)) for info in objects.list(prefix)]
+    numbers = [int(match[1]) for match in found if match]
+    return (max(numbers), objects.get(_accepted_key(site, max(numbers)))) if numbers else None
+
+
+def _moves(objects: ObjectStore, snapshot: Snapshot) -> list[Move]:
+    """Where each file goes here. Manifests last: one that can be read has all that the snapshot carries of it."""
+    found = highest_accepted(objects, snapshot.site)
+    # Evidence that an accepted snapshot listed just so was compared then; only what is new is read back and compared.
+    settled = {(file.path, file.digest) for file in _payload(found[1]).files} if found else set()
+    moves = []
+    for file in snapshot.files:
+        folder = file.path.split("/")[0]
+        if folder in ADDRESSED:
+            moves.append(Move(file, file.path))
+        elif folder in EVIDENCE | POINTERS:
+            once = (file.path, file.digest) not in settled
+            moves.append(Move(file, f"sites/{snapshot.site}/{file.path}", once=once))
+    return sorted(moves, key=lambda move: (move.key.startswith("manifests/"), -move.file.size))
+
+
+def _point_to_companions(objects: ObjectStore, snapshot: Snapshot, release: str) -> None:
+    """Make a release's signature and bill of materials found here, unless this site has made its own."""
+    ending = f"/{release.removeprefix('sha256:')}.json"
+    for file in snapshot.files:
+        if file.path.split("/")[0] in POINTERS and file.path.endswith(ending):
+            try:
+                objects.put(file.path, objects.get(f"sites/{snapshot.site}/{file.path}"), if_absent=True)
+            except ConflictError:
+                continue
+
+
+def _payload(envelope: bytes) -> Snapshot:
+    # Verified when it was accepted; its signer's key may have been retired since.
+    return Snapshot.model_validate_json(base64.b64decode(json.loads(envelope)["payload"]))
+
+
+def _accepted_key(site: str, number: int) -> str:
+    return f"sites/{site}/accepted/{number:08d}.json"
