@@ -19,6 +19,7 @@ from sluice.pipelines.runs import Run
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.attestation import Signer
 from sluice.provenance.canonical import digest_bytes
+from sluice.provenance.collect import Roots
 from sluice.provenance.ledger import Ledger
 from sluice.provenance.releases import record_decision
 from tests.support.directory_store import DirectoryStore
@@ -77,7 +78,7 @@ def test_a_vector_store_that_cannot_be_asked_stops_the_collection(workspace: Any
 
 
 def test_a_pointer_without_a_digest_stops_the_collection(workspace: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collect, "_indexes", lambda _: collect.Roots())
+    monkeypatch.setattr(collect, "_indexes", lambda _: Roots())
     workspace.objects.put("holdouts/assistant.json", b"{}")
     with pytest.raises(UnavailableError, match="names no digest"):
         collect.find_roots(workspace)
