@@ -282,7 +282,7 @@ def test_a_writer_right_before_the_deletion_is_saved_by_looking_at_the_announcem
     assert store.is_whole(digest)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_graph_kills_and_writers_lose_nothing_that_is_reachable(
     signer: Signer, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
