@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -253,7 +254,35 @@ class Meddled(DirectoryStore):
         return super().list(prefix)
 
 
-@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("looks", [True, False])
+def test_a_writer_right_before_the_deletion_is_saved_by_looking_at_the_announcement(
+    tmp_path: Path, signer: Signer, monkeypatch: pytest.MonkeyPatch, looks: bool
+) -> None:
+    """The worst moment: the collector has asked everything, and deletes next. Without the look it would be lost."""
+    objects = Meddled(tmp_path / "objects")
+    store = Store(objects, tmp_path, signer)
+    digest = store.put("first")
+    age(objects, 8)
+    plan = store.collector().plan()
+    claimed: list[str] = []
+
+    def write() -> None:
+        objects.before_delete = lambda: None
+        with contextlib.suppress(ConflictError):
+            claimed.append(store.put("first"))
+
+    objects.before_delete = write
+    monkeypatch.setattr(collecting, "pause", _raise(ConflictError))
+    if not looks:
+        monkeypatch.setattr("sluice.provenance.artifacts.wait_for_collector", lambda *_: False)
+    store.collector().delete(plan.digest)
+    assert bool(claimed) is not looks, "it waits until the collector has ended"
+    assert not store.is_whole(digest)
+    assert store.put("first") == digest
+    assert store.is_whole(digest)
+
+
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_graph_kills_and_writers_lose_nothing_that_is_reachable(
     signer: Signer, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -90,7 +90,8 @@ def _show_plan(plan: Plan, uploads: list[str]) -> None:
     if uploads:
         console.print(f"{len(uploads)} uploads that nobody went on with would be aborted.")
     if plan.artifacts or plan.blobs or uploads:
-        console.print(f"Nothing was deleted. To delete exactly this: [bold]sluice gc --delete {plan.digest}[/]")
+        console.print("Nothing was deleted. To delete exactly this:")
+        console.print(f"  [bold]sluice gc --delete {plan.digest}[/]", soft_wrap=True)
 
 
 def _plan_as_json(plan: Plan, uploads: list[str]) -> dict[str, object]:
