@@ -154,10 +154,14 @@ class Trust:
         `time` is when it says it was signed (ISO 8601), `identity` the digest by which the ledger may have referred to
         it before its key was revoked. Raises `SignerRefused`, or `KeyRevoked`, with the exact reason.
         """
+        try:
+            signed = parse_time(time, "time")
+        except InputError as error:
+            raise SignerRefused(f"{what} does not say when it was signed: {error.message}") from error
         refusal: SignerRefused | None = None
         for key_id in key_ids:
             try:
-                self._require(scope, name, key_id, parse_time(time, "time"), what, identity)
+                self._require(scope, name, key_id, signed, what, identity)
                 return key_id
             except SignerRefused as error:
                 refusal = error

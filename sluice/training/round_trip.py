@@ -35,8 +35,8 @@ PROMPTS = (
 TOP = 8
 """Scores that are kept for each prompt: those of the likeliest next tokens."""
 TOLERANCE: Mapping[str, float] = {"float32": 1e-3, "bfloat16": 0.25}
-"""Largest difference of a score by the precision that layers calculated in. float32: measured below 1e-4 on two
-processes; bfloat16 keeps 8 bits of a score of about 30. The second was never run."""
+"""Largest difference of a score by the precision that layers calculated in. float32: a run of two processes passed;
+bfloat16 keeps 8 bits of a score of about 30, and was never run."""
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(base: Path, dataset: Path, tmp
     assert describe_directory(again.adapter_dir, "adapter").digest == digests[0]
 
     # What PEFT loads scores the probes as training saw them; an adapter that is one factor off does not.
-    assert whole.round_trip.difference < 1e-4
+    assert whole.round_trip.difference < 1e-3
     assert [len(one["tokens"]) for one in whole.round_trip.probes] == [8, 8, 8, 8]
     assert whole.round_trip.probes == resumed.round_trip.probes
     weights = again.adapter_dir / WEIGHTS

@@ -82,6 +82,11 @@ def test_a_signature_counts_between_its_signers_dates_only(home: Path) -> None:
             require(chosen, key, time=time)
 
 
+def test_a_signature_without_a_time_is_refused(home: Path) -> None:
+    with pytest.raises(SignerRefused, match="does not say when it was signed"):
+        require(policy(home), Signer.load_or_create(home / "own.pem"), time="yesterday")
+
+
 def test_one_name_may_have_several_keys_and_a_key_several_signatures_are_asked_for(home: Path) -> None:
     old, new = signer(home, "own.2025"), signer(home, "laptop")
     chosen = policy(home, "rules:\n- {steps: train, signers: [own]}\n")
