@@ -1,10 +1,10 @@
 """Where the lineage index lies: Parquet segments, written once under their digest, in the object store and here.
 
 `lineage/v1/sha256/<hex>.parquet` holds facts (`lineage_facts`), sorted by relation and by 64 bits of the subject's
-digest (the column `place`): a question about one subject reads a few row groups only, one about thousands of them compares
-numbers instead of texts. Two processes may write the same facts at once: a fact read twice is still one fact. Merging
-puts the merged segment first and removes its parts after, so a kill in between leaves facts doubled, never lost; and
-the index can always be made anew from the records and manifests that it is made of.
+digest (the column `place`): a question about one subject reads a few row groups only, one about thousands of them
+compares numbers instead of texts. Two processes may write the same facts at once: a fact read twice is still one fact.
+Merging puts the merged segment first and removes its parts after, so a kill in between leaves facts doubled, never
+lost; and the index can always be made anew from the records and manifests that it is made of.
 """
 
 from __future__ import annotations
