@@ -1,10 +1,10 @@
 """Where the lineage index lies: Parquet segments, written once under their digest, in the object store and here.
 
-`lineage/sha256/<hex>.parquet` holds facts (`lineage_facts`), sorted by relation and by 64 bits of the subject's digest
-(the column `place`): a question about one subject reads a few row groups only, one about thousands of them compares
-numbers instead of texts. Two processes may write the same facts at once: a fact read twice is still one fact. Merging
-puts the merged segment first and removes its parts after, so a kill in between leaves facts doubled, never lost; and
-the index can always be made anew from the records and manifests that it is made of.
+`lineage/v1/sha256/<hex>.parquet` holds facts (`lineage_facts`), sorted by relation and by 64 bits of the subject's
+digest (the column `place`): a question about one subject reads a few row groups only, one about thousands of them
+compares numbers instead of texts. Two processes may write the same facts at once: a fact read twice is still one fact.
+Merging puts the merged segment first and removes its parts after, so a kill in between leaves facts doubled, never
+lost; and the index can always be made anew from the records and manifests that it is made of.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from sluice.provenance.canonical import digest_file, hex_of
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-PREFIX = "lineage/sha256/"
+PREFIX = "lineage/v1/sha256/"
+"""Another layout of facts gets another number, and so an index of its own, made anew."""
 MERGE_AT = 8
 """Small segments that are merged into one."""
 ROW_GROUP = 20_000
