@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from sluice.registry.description import CUT, LIMIT, describe
@@ -10,7 +12,7 @@ TABLE = """| Metric | Candidate | Champion | Difference (95%) | Result |
 | `p95` latency | 12.25 | 3.1 | | pass |"""
 
 
-def page(markdown: str, verdict: str = "pass", **options: str) -> str:
+def page(markdown: str, verdict: str = "pass", **options: Any) -> str:
     return describe(verdict=verdict, markdown=markdown, number=7, links={"Gate run": "http://m/#/run"}, **options)
 
 
