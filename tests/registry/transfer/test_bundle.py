@@ -15,8 +15,8 @@ from sluice.infra.errors import GateRefused, InputError, IntegrityError
 from sluice.provenance.attestation import Signer
 from sluice.provenance.canonical import digest_bytes, hex_of
 from sluice.provenance.releases import record_failure, record_rejection
+from sluice.registry.model_signature import sign_model, store_signature
 from sluice.registry.transfer.archive import Archive, write_archive
-from sluice.registry.transfer.companions import pointer_key
 from sluice.registry.transfer.export import write_bundle
 from sluice.registry.transfer.readme import script
 from sluice.registry.transfer.verification import Verification, verify_bundle
@@ -305,12 +305,25 @@ def test_same_content_is_the_same_snapshot_until_half_of_its_time_is_over(tmp_pa
 def test_companions_travel_when_they_are_there(tmp_path: Path) -> None:
     site = MadeSite(tmp_path, "north")
     release = site.release()
-    signature = site.artifacts.put_files({"model.sig": b"{}"}, "signature").digest
-    site.objects.put(pointer_key("signature", release), json.dumps({"signature": signature}).encode())
+    signature = _sign(site, release, site.signer)
     published = site.publish(release)
     assert published.snapshot.releases[0].companions == {"signature": signature}
     assert f"signatures/{hex_of(release)}.json" in published.snapshot.by_path()
     write_bundle(tmp_path / "out.tar", published, site.store)
     found = verify(tmp_path / "out.tar", site)
     assert found.ok, found.checks
-    assert "signature" in found.checks[-1].detail
+    assert f"signed by key {site.signer.public_key.short}" in found.checks[-1].detail
+
+
+def test_model_signed_by_a_stranger_is_refused(tmp_path: Path) -> None:
+    site = MadeSite(tmp_path, "north")
+    release = site.release()
+    _sign(site, release, Signer.load_or_create(tmp_path / "stranger.pem"))
+    write_bundle(tmp_path / "out.tar", site.publish(release), site.store)
+    assert "none of those that are trusted" in failure(tmp_path / "out.tar", site)
+
+
+def _sign(site: MadeSite, release: str, signer: Signer) -> str:
+    data = sign_model(site.artifacts.fetch(release), signer)
+    signed = datetime.now(UTC).isoformat()
+    return store_signature(site.objects, site.artifacts, subject=release, data=data, signed=signed, statement="").digest
