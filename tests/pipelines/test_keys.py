@@ -20,8 +20,10 @@ from tests.support.directory_store import DirectoryStore
 
 @pytest.fixture(autouse=True)
 def _installation(tmp_path: Path, object_store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened() -> Workspace:
-        made = Workspace(Settings(home=tmp_path / "home"))
+    monkeypatch.setenv("SLUICE_HOME", str(tmp_path / "home"))
+
+    def opened(settings: Settings | None = None) -> Workspace:
+        made = Workspace(settings or Settings(home=tmp_path / "home"))
         made.__dict__.update(objects=object_store, artifacts=ArtifactStore(object_store, tmp_path / "cache"))
         return made
 
