@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sluice.components.champion import current_champion
 from sluice.components.lineage import open_lineage, serving, with_decisions
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import InputError
@@ -51,7 +52,8 @@ def find_lineage(
     rebuild: bool = False,
     report: Report = no_report,
 ) -> Lineage:
-    """The lineage of a digest, a version's number, an answer's trace id, or with `reverse` of a user or document.
+    """The lineage of a digest, a version's number, `champion`, an answer's trace id, or with `reverse` of a user or
+    document.
 
     At most `limit` traces are named under an artifact (0: all). `rebuild` reads the whole object store again first.
     Raises `InputError` for a subject that nobody knows.
@@ -59,6 +61,8 @@ def find_lineage(
     index = open_lineage(workspace, report)
     if rebuild:
         index.rebuild(report)
+    if subject == "champion":
+        subject = current_champion(workspace)
     kind, identity = identify(workspace, index, subject)
     if reverse:
         tree = index.descendants(identity, kind)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
+
+if TYPE_CHECKING:
+    from sluice.provenance.release_state import Reign
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,29 +44,25 @@ def history(
     if as_json:
         show_json([{**asdict(one.reign), "version": one.version} for one in found])
         return
-    rows = []
-    for one in found:
-        reign = one.reign
-        rows.append(
-            [
-                reign.since[:19],
-                reign.until[:19] if reign.until else "now",
-                short(reign.release),
-                one.version,
-                reign.how,
-                reign.by,
-                reign.approver,
-                reign.verdict,
-                reign.reason,
-            ]
-        )
     show_table(
-        f"champion at {at}" if at else "champions",
-        ["from (UTC)", "until", "release", "version", "how", "by", "approved by", "gate", "reason"],
-        rows,
+        f"champion at {at}" if at else "champions, the latest first",
+        ["since (UTC)", "release", "version", "how it came"],
+        [[one.reign.since[:16], short(one.reign.release), one.version, _story(one.reign)] for one in reversed(found)],
         empty="there was none" if at else "none yet; `sluice up` makes the base model the first",
     )
     for line in mended:
         console.print(f"[yellow]{escape(line)}[/]")
     if note:
         console.print(f"[dim]{escape(note)}[/]")
+
+
+def _story(reign: Reign) -> str:
+    """How a champion came to be one, and until when it was."""
+    words = [f"{reign.how} by {reign.by}"]
+    if reign.verdict:
+        words.append(f"gate: {reign.verdict}")
+    if reign.approver:
+        words.append(f"approved by {reign.approver}")
+    if reign.reason:
+        words.append(reign.reason)
+    return "; ".join(words) + (f" (until {reign.until[:16]})" if reign.until else " (serves now)")
