@@ -50,9 +50,7 @@ def _ledgers(workspace: Workspace) -> list[Roots]:
     names = {info.key.split("/")[1] for info in workspace.objects.list("ledger/")}
     own = workspace.settings.application
     ledgers = [
-        workspace.ledger
-        if name == own
-        else Ledger(workspace.objects, name, workspace.signer, [workspace.signer.public_key])
+        workspace.ledger if name == own else Ledger(workspace.objects, name, workspace.signer, policy=workspace.policy)
         for name in sorted(names)
     ]
     return [ledger_roots(ledger.entries(), datetime.now(UTC)) for ledger in ledgers]

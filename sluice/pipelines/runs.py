@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from sluice.components.task import TaskState, read_tasks
 from sluice.infra.errors import InputError, StepFailed
+from sluice.infra.file_lock import held
 from sluice.infra.progress import RUN_DIR_VARIABLE
 from sluice.infra.settings import SETTINGS_VARIABLE, Settings
 from sluice.provenance.canonical import Json
@@ -138,8 +138,7 @@ def start_run(settings: Settings, pipeline: str, parameters: Mapping[str, Json])
         )
     settings.runs.mkdir(parents=True, exist_ok=True)
     # Two command lines that ask at once must not both start it: two rollouts of one release would fail each other.
-    with (settings.runs / ".lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with held(settings.runs / ".lock"):
         return _attach_or_start(settings, pipeline, parameters)
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from sluice.infra.errors import IntegrityError
+from sluice.infra.file_lock import held
 from sluice.infra.progress import Report, no_report
 from sluice.serving.analysis import Verdict
 from sluice.serving.durable import replace_file
 from sluice.serving.routes import Target
-
-_LOCK_POLL_S = 0.5
 
 Phase = Literal["probing", "raising", "holding", "baking", "passed", "promoted", "failing", "failed"]
 """`raising`: about to set this step's weight. `failing`: off the routes, the failure not yet recorded. The last three
@@ -95,12 +92,7 @@ class FileRolloutStore:
     @contextmanager
     def exclusive(self, report: Report = no_report) -> Iterator[None]:
         """One rollout at a time moves the gateway's weights: wait for the one that does so now."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("a") as stream:
-            # The kernel lets go of it when its holder dies, however it dies.
-            while not _locked(stream):
-                report(0, 0, "waiting for the end of another rollout")
-                time.sleep(_LOCK_POLL_S)
+        with held(self._folder / ".lock", lambda: report(0, 0, "waiting for the end of another rollout")):
             yield
 
     def load(self, release: str) -> RolloutState | None:
@@ -120,11 +112,3 @@ class FileRolloutStore:
 
     def _path(self, release: str) -> Path:
         return self._folder / f"{release.removeprefix('sha256:')}.json"
-
-
-def _locked(stream: IO[str]) -> bool:
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

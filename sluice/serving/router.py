@@ -7,16 +7,16 @@ next change or by `reconcile`, which writes both again from the decision. A lock
 
 from __future__ import annotations
 
-import fcntl
 import http.client
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sluice.infra.errors import ConflictError, GateRefused, InputError, IntegrityError, UnavailableError
+from sluice.infra.file_lock import held
 from sluice.serving.durable import replace_file
 from sluice.serving.envoy import CONFIG_VERSION_STATS, GatewaySettings, probe_key
 from sluice.serving.envoy_routes import FORCE_HEADER, PROBE_KEY_HEADER, cluster_name, clusters, routes
@@ -261,12 +261,8 @@ class EnvoyRouter:
                 hint="Remove it and run `sluice up`: everybody is sent to the base model, then roll out again.",
             ) from error
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.settings.folder.mkdir(parents=True, exist_ok=True)
-        with (self.settings.folder / "routes.lock").open("a") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        return held(self.settings.folder / "routes.lock")
 
 
 def _describe(state: RouteState) -> str:

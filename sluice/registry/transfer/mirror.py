@@ -6,7 +6,6 @@ disk. Its digest is checked before anything is written at the destination, where
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol, TypeVar
 
 from sluice.infra.errors import ConflictError, IntegrityError, UnavailableError
+from sluice.infra.file_lock import held_if_free
 from sluice.infra.home import writing
 from sluice.infra.object_store import ObjectExists, ObjectStore
 from sluice.infra.progress import Report, no_report
@@ -216,16 +216,7 @@ def _damaged(file: SnapshotFile, found: str) -> IntegrityError:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Hold a staging file; the system lets it go when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConflictError(
-                f"Another transfer on this machine is moving {path.stem[:12]}.", hint="Wait for it."
-            ) from error
+    with held_if_free(path) as free:
+        if not free:
+            raise ConflictError(f"Another transfer on this machine is moving {path.stem[:12]}.", hint="Wait for it.")
         yield
-    finally:
-        os.close(handle)
