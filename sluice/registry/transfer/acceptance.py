@@ -75,7 +75,10 @@ def accept(
     """
     accepted = require_newer(objects, snapshot, envelope)
     mirror = Mirror(source, objects, staging, limit=limit, workers=workers, report=report)
-    moved = mirror.move(_moves(objects, snapshot))
+    moves = _moves(objects, snapshot)
+    # Manifests last: one that can be read has all that the snapshot carries of it.
+    content, described = ([m for m in moves if m.key.startswith("manifests/") is last] for last in (False, True))
+    moved = mirror.move(content, described)
     if not accepted:
         # Another one may have been accepted while this one was on its way.
         require_newer(objects, snapshot, envelope)
@@ -97,7 +100,7 @@ def highest_accepted(objects: ObjectStore, site: str) -> tuple[int, bytes] | Non
 
 
 def _moves(objects: ObjectStore, snapshot: Snapshot) -> list[Move]:
-    """Where each file goes here. Manifests last: one that can be read has all that the snapshot carries of it."""
+    """Where each file goes here, the largest first."""
     found = highest_accepted(objects, snapshot.site)
     # Evidence that an accepted snapshot listed just so was compared then; only what is new is read back and compared.
     settled = {(file.path, file.digest) for file in _payload(found[1]).files} if found else set()
@@ -109,7 +112,7 @@ def _moves(objects: ObjectStore, snapshot: Snapshot) -> list[Move]:
         elif folder in EVIDENCE | POINTERS:
             once = (file.path, file.digest) not in settled
             moves.append(Move(file, f"sites/{snapshot.site}/{file.path}", once=once))
-    return sorted(moves, key=lambda move: (move.key.startswith("manifests/"), -move.file.size))
+    return sorted(moves, key=lambda move: -move.file.size)
 
 
 def _point_to_companions(objects: ObjectStore, snapshot: Snapshot, release: str) -> None:

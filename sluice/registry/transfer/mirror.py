@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,24 +83,25 @@ class Mirror:
         self._lock = threading.Lock()
         self._done = self._total = 0
 
-    def move(self, moves: Iterable[Move]) -> Moved:
-        """Move what is missing, a few files at a time. Reports bytes, of which those that were there already count.
+    def move(self, *rounds: Sequence[Move]) -> Moved:
+        """Move what is missing, a few files at a time, each round only when the one before has all arrived. Reports
+        bytes, of which those that were there already count.
 
         Raises `IntegrityError` naming a file that is not what was listed or a key that holds something else,
         `UnavailableError` when a line stays cut: then running again goes on.
         """
-        wanted = list(moves)
-        self._done, self._total = 0, sum(move.file.size for move in wanted)
-        moved: list[SnapshotFile] = []
+        self._done, self._total = 0, sum(move.file.size for wanted in rounds for move in wanted)
+        moved = [file for wanted in rounds for file in self._round(wanted)]
+        return Moved(len(moved), sum(file.size for file in moved), sum(map(len, rounds)), self._total)
+
+    def _round(self, wanted: Sequence[Move]) -> list[SnapshotFile]:
+        """The files that were missing."""
         with ThreadPoolExecutor(max_workers=self._workers) as pool:
             running = [pool.submit(self._move, move) for move in wanted]
             try:
-                for move, future in zip(wanted, running, strict=True):
-                    if future.result():
-                        moved.append(move.file)
+                return [move.file for move, future in zip(wanted, running, strict=True) if future.result()]
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-        return Moved(len(moved), sum(file.size for file in moved), len(wanted), self._total)
 
     def _move(self, move: Move) -> bool:
         """Whether the file was missing."""
