@@ -99,6 +99,26 @@ def test_what_a_live_release_reaches_stays_and_the_rest_goes(store: Store) -> No
     assert list(store.objects.list("collecting/")) == []
 
 
+def test_what_lies_beside_a_release_stays_as_long_as_it(store: Store) -> None:
+    live, gone = store.put("live"), store.put("gone")
+    beside = [store.put(f"signature of {one}", {"subject": one}, "signature") for one in (live, gone)]
+    age(store.objects, 30)
+    collector = store.collector(live)
+    assert {one.digest for one in collector.plan().artifacts} == {gone, beside[1]}
+
+
+def test_what_came_from_another_site_keeps_its_history(store: Store) -> None:
+    dataset = store.step("curate", store.put("corpus"))
+    adapter = store.step("train", dataset)
+    # Records of other sites lie apart, so that they are no hits here.
+    for info in list(store.objects.list("steps/")):
+        store.objects.put(f"sites/north/{info.key}", store.objects.get(info.key))
+        store.objects.delete(info.key)
+    age(store.objects, 30)
+    assert store.collector(adapter).plan().artifacts == ()
+    assert dataset in {one.digest for one in store.collector().plan().artifacts}
+
+
 def test_what_is_younger_than_the_grace_stays(store: Store) -> None:
     old, young = store.put("old"), store.put("young")
     age(store.objects, 8)
@@ -199,6 +219,18 @@ def test_the_announcement_of_a_killed_collector_is_passed_over(store: Store) -> 
     store.objects.put(place, json.dumps({"process": gone, "expires": time.time() + 600, "digests": [digest]}).encode())
     assert store.put("first") == digest
     assert store.objects.head(place) is None
+
+
+def test_an_import_waits_for_its_decision(ledger: Ledger) -> None:
+    waiting, refused = (digest_bytes(name) for name in (b"waiting", b"refused"))
+    for release in (waiting, refused):
+        head = ledger.head()
+        body = {"release": release, "site": "north", "snapshot": 1, "decision": release, "verdict": "pass"}
+        ledger.append("import", body, "ann", expected_head=head.digest if head else None)
+    decide(ledger, refused, "fail")
+    roots = ledger_roots(ledger.entries(), NOW + timedelta(days=30))
+    assert waiting in roots.live
+    assert refused not in roots.live
 
 
 def test_the_ledger_keeps_every_release_that_may_serve_and_the_evidence(ledger: Ledger) -> None:
