@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import UnavailableError
+from sluice.provenance.canonical import canonical_json
 
 
 def vectors_uri(workspace: Workspace) -> str:
@@ -36,3 +37,9 @@ def find_index(workspace: Workspace) -> str | None:
         return retriever.retrieve("index", k=1).index_digest
     except CollectionMissing:
         return None
+
+
+def point_at(workspace: Workspace, index: str) -> None:
+    """Note in the object store which index is live: whoever collects garbage there may not see our vector store."""
+    place = f"indexes/{workspace.settings.application}.json"
+    workspace.objects.put(place, canonical_json({"digest": index}))

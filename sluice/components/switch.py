@@ -23,7 +23,7 @@ def switch(index: dsl.Input[dsl.Artifact], collection: str, decision: dsl.Input[
 
 def switch_step(running: Task, *, index: str, collection: str, decision: str, verdict: str) -> str:
     """`switched`, `live` (it was already) or `refused` (the gate did not pass it, the live index stays)."""
-    from sluice.components.index_alias import find_index, vectors_uri
+    from sluice.components.index_alias import find_index, point_at, vectors_uri
     from sluice.components.index_version import show_index
     from sluice.rag.gate import GateResult
     from sluice.rag.milvus import collection_name
@@ -42,6 +42,7 @@ def switch_step(running: Task, *, index: str, collection: str, decision: str, ve
         )
 
     if live == index:
+        point_at(workspace, index)
         running.state.hit = True
         shown(live)
         running.say(f"{collection} is live")
@@ -53,6 +54,7 @@ def switch_step(running: Task, *, index: str, collection: str, decision: str, ve
     result = GateResult.from_json(decided)
     expected = collection_name(application, result.current) if result.current else None
     switch(vectors_uri(workspace), application, collection, result, expected=expected)
+    point_at(workspace, index)
     shown(index)
     running.say(f"queries go to {collection} ({short(index)})")
     return "switched"

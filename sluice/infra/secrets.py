@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from sluice.infra.errors import InputError
 from sluice.infra.settings import Settings
 
-_NAMES = re.compile(r"(SECRET|PASSWORD|TOKEN|PRIVATE_KEY|API_KEY)", re.IGNORECASE)
+_NAMES = re.compile(r"(SECRET|PASSWORD|TOKEN|PRIVATE_KEY|API_KEY|_PIN$)", re.IGNORECASE)
 _OWNERS = ("SLUICE_", "AWS_", "MLFLOW_", "LANGFUSE_")
 _LEAST = 8
 """Shorter values are no secrets that could be told from plain words."""
@@ -25,6 +25,8 @@ def known_secrets(settings: Settings) -> dict[str, str]:
     }
     if settings.object_store.secret_key is not None:
         found["setting object_store.secret_key"] = settings.object_store.secret_key.get_secret_value()
+    if settings.signing.pin is not None:
+        found["setting signing.pin"] = settings.signing.pin.get_secret_value()
     return {source: value for source, value in found.items() if len(value) >= _LEAST}
 
 

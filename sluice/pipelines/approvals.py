@@ -13,7 +13,7 @@ from typing import Literal
 from sluice.components.aliases import follow_ledger
 from sluice.components.workspace import Workspace
 from sluice.infra.access import require
-from sluice.infra.errors import ConflictError, GateRefused, InputError
+from sluice.infra.errors import AccessRefused, ConflictError, GateRefused, InputError
 from sluice.provenance.canonical import short
 from sluice.provenance.releases import read_state, record_approval, record_decision, record_rejection
 from sluice.registry.approvals import mark, pending_approvals, read_ui_approval
@@ -117,7 +117,7 @@ def take_over(
     must not hold up the others.
 
     MLflow does not say who set a tag, so the name in it is anybody's claim; the ledger's comment says so, and the audit
-    log has who took it over. `access.approve_in_mlflow` = false takes nothing over. Raises `AccessRefused`.
+    log has who took it over. `access.approve_in_mlflow` = false takes nothing over.
     """
     registry = registry_of(workspace)
     policy = workspace.settings.access.approve_in_mlflow
@@ -135,6 +135,6 @@ def take_over(
                 require(workspace.settings, "take over from MLflow", f"version {version.number} {found.state}")
                 comment = f"{found.comment} ({NOT_AUTHENTICATED})".strip()
                 taken.append(record(workspace, version, found.state, found.approver, comment, start))
-        except (GateRefused, ConflictError, InputError) as error:
+        except (AccessRefused, GateRefused, ConflictError, InputError) as error:
             problems.append(f"Version {version.number}: {error}")
     return taken, problems

@@ -18,7 +18,7 @@ from sluice.provenance.collect import Collector, Roots, ledger_roots, merge_root
 from sluice.provenance.collecting import GRACE_S
 from sluice.provenance.ledger import Ledger
 
-POINTERS = {"base-models/": "a base model", "holdouts/": "a frozen holdout"}
+POINTERS = {"base-models/": "a base model", "holdouts/": "a frozen holdout", "indexes/": "a live index"}
 """Objects that name an artifact: `{"digest": ...}`, of all applications in the object store."""
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _INDEX_SUFFIX = re.compile(r"_([0-9a-f]{12})$")
@@ -32,7 +32,12 @@ def open_collector(workspace: Workspace, grace_s: float = GRACE_S) -> Collector:
 def find_roots(workspace: Workspace) -> Roots:
     """Everything that is named as live now. Raises `UnavailableError` when a part that names something is silent."""
     return merge_roots(
-        _routes(workspace), *_ledgers(workspace), _indexes(workspace), _pointers(workspace), _runs(workspace)
+        _routes(workspace),
+        *_ledgers(workspace),
+        _indexes(workspace),
+        _pointers(workspace),
+        _mirrored(workspace),
+        _runs(workspace),
     )
 
 
@@ -80,6 +85,13 @@ def _pointers(workspace: Workspace) -> Roots:
                 raise UnavailableError(f"The object {info.key!r} names no digest, so nothing can be collected.")
             live[digest] = reason
     return Roots(live)
+
+
+def _mirrored(workspace: Workspace) -> Roots:
+    """What other sites hand over now: mirrored from outside, it may be named nowhere else."""
+    from sluice.registry.transfer.acceptance import accepted_releases
+
+    return Roots({d: f"a release of site {site}" for d, site in accepted_releases(workspace.objects).items()})
 
 
 def _runs(workspace: Workspace) -> Roots:

@@ -139,8 +139,17 @@ class ArtifactStore:
         if found is not None and found.size == entry.size and not is_aging(found.modified):
             moved(entry.size)
             return
+        if found is not None:
+            # Others may rely on what lies there: it is replaced only by bytes that cannot change any more.
+            with tempfile.TemporaryDirectory() as scratch:
+                copy = Path(scratch) / "blob"
+                shutil.copyfile(path, copy)
+                if digest_file(copy) != entry.digest:
+                    raise _changed(path)
+                self._objects.put_file(key, copy, moved=moved)
+            return
         try:
-            self._objects.put_file(key, path, if_absent=found is None, moved=moved)
+            self._objects.put_file(key, path, if_absent=True, moved=moved)
         except ObjectExists:
             # Somebody stored the same at this moment.
             return
@@ -148,9 +157,7 @@ class ArtifactStore:
         # lie for good under a digest that is not its own, in the way of the content that is.
         if digest_file(path) != entry.digest:
             self._objects.delete(key)
-            raise InputError(
-                f"{path} changed while it was being stored.", hint="Store a folder only after its writer has finished."
-            )
+            raise _changed(path)
 
     def _get_blob(self, digest: str, staging: Path, entry: FileEntry, moved: Moved) -> None:
         path = staging / entry.path
@@ -258,6 +265,12 @@ def _verify(folder: Path, manifest: Manifest) -> None:
         relative = path.relative_to(folder).as_posix()
         if relative not in known and not (path.is_dir() and not path.is_symlink()):
             raise IntegrityError(f"{relative} is not a file of artifact {manifest.digest}, but lies in {folder}.")
+
+
+def _changed(path: Path) -> InputError:
+    return InputError(
+        f"{path} changed while it was being stored.", hint="Store a folder only after its writer has finished."
+    )
 
 
 def _file_gone(digest: str, entry: FileEntry) -> ObjectMissing:

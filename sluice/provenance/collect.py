@@ -339,6 +339,9 @@ def ledger_roots(entries: Iterable[LedgerEntry], now: datetime) -> Roots:
     for entry in state.entries:
         if entry.kind == "import" and state.decision_for(entry.body["release"]) is None:
             live.setdefault(entry.body["release"], f"imported into {name}, not decided on yet")
+        if entry.kind == "revocation":
+            # Without it nobody can tell any more what that key's signatures still count for.
+            live.setdefault(entry.body["kept"], f"what a revoked key of {name} had signed")
     evidence: dict[str, str] = {}
     for entry in state.entries:
         about = entry.body.get("adapter") or entry.body.get("release")

@@ -278,4 +278,11 @@ def key_history(entries: Iterable[LedgerEntry]) -> KeyHistory:
 
 
 def _after(history: KeyHistory, entry: LedgerEntry) -> KeyHistory:
-    return history.after(kind=entry.kind, body=entry.body, sequence=entry.sequence, time=entry.time, actor=entry.actor)
+    return history.after(
+        kind=entry.kind,
+        body=entry.body,
+        sequence=entry.sequence,
+        time=entry.time,
+        actor=entry.actor,
+        key_id=entry.key_id,
+    )

@@ -82,10 +82,17 @@ class KeyHistory:
     successors: Mapping[str, tuple[PublicKey, str]] = field(default_factory=dict)
     revocations: Mapping[str, Revocation] = field(default_factory=dict)
 
-    def after(self, *, kind: str, body: Json, sequence: int, time: str, actor: str) -> KeyHistory:
+    def after(self, *, kind: str, body: Json, sequence: int, time: str, actor: str, key_id: str) -> KeyHistory:
         """The history once this verified ledger entry is part of it. Raises `IntegrityError` for a malformed one."""
         try:
             if kind == "rotation":
+                # Only a key itself may name its successor: it hands on what it may sign.
+                if body["previous"] != key_id:
+                    raise IntegrityError(
+                        f"Ledger entry {sequence} hands on key {str(body['previous'])[:12]}, but key {key_id[:12]} "
+                        "signed it.",
+                        hint="Somebody who may write here tried to act as another signer; find out who.",
+                    )
                 new = parse_public_key(str(body["pem"]).encode(), f"of ledger entry {sequence}")
                 return KeyHistory({**self.successors, new.key_id: (new, str(body["previous"]))}, self.revocations)
             if kind == "revocation" and body["key"] not in self.revocations:

@@ -147,13 +147,17 @@ def find_signatures(objects: ObjectStore, artifacts: ArtifactStore, subject: str
             return
         except (ValueError, KeyError, TypeError, InputError) as error:
             raise IntegrityError(f"The object {place!r} names no signature: {error!r}.") from error
-        metadata = artifacts.manifest(digest).metadata
+        edition += 1
+        try:
+            metadata = artifacts.manifest(digest).metadata
+            data = artifacts.read_file(digest, SIGNATURE_FILE)
+        except ObjectMissing:
+            # Collected with its model, which was made again since: a later edition may be there.
+            continue
         if metadata.get("subject") != subject:
             raise IntegrityError(f"The object {place!r} names the signature of {metadata.get('subject')}.")
-        data = artifacts.read_file(digest, SIGNATURE_FILE)
         signed, statement = str(metadata.get("signed")), str(metadata.get("statement", ""))
         yield ModelSignature(digest, data, subject, signed, statement)
-        edition += 1
 
 
 def _require_covered(folder: Path, signature: bytes) -> None:

@@ -6,6 +6,7 @@ the shelf keeps a list that vLLM reads when it starts: a server that was killed 
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sluice.infra.errors import InputError, UnavailableError
+from sluice.provenance.canonical import digest_file
 from sluice.serving.durable import replace_file
 
 if TYPE_CHECKING:
@@ -43,17 +45,22 @@ class AdapterShelf:
         return self.folder / name
 
     def place(self, name: str, source: Path) -> Path:
-        """Copy an adapter to the shelf, whole or not at all. One that is there already is left alone."""
+        """Copy an adapter to the shelf, whole or not at all. The same one, if it is there already, is left alone."""
         check_adapter(source, max_rank=self.max_rank)
         target = self.path(name)
         if target.is_dir():
-            return target
+            if all(_same(source / file, target / file) for file in (_CONFIG, _WEIGHTS)):
+                return target
+            # What a crash, or anybody, left there is not what was verified.
+            shutil.rmtree(target)
         staging = self.folder / f".{name}.{os.getpid()}"
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             for file in (_CONFIG, _WEIGHTS):
                 shutil.copyfile(source / file, staging / file)
+                with (staging / file).open("rb") as copied:
+                    os.fsync(copied.fileno())
             staging.replace(target)
         except OSError as error:
             shutil.rmtree(staging, ignore_errors=True)
@@ -65,31 +72,42 @@ class AdapterShelf:
         return target
 
     def names(self) -> tuple[str, ...]:
-        """Served names that a restarted server loads."""
-        try:
-            listed = json.loads((self.folder / "shelf.json").read_text())
-        except (OSError, ValueError):
-            return ()
-        return tuple(name for name in listed if (self.path(name) / _WEIGHTS).is_file())
+        """Served names that a restarted server loads: those whose files are the ones that were put there."""
+        return tuple(name for name, files in self._listed().items() if files == self._digests(name))
 
     def remember(self, name: str) -> None:
         """Load this adapter at every start from now on."""
-        self._write(sorted({*self.names(), name}))
+        self._write({**self._listed(), name: self._digests(name)})
 
     def forget(self, name: str) -> None:
         """Load it no more."""
-        self._write([kept for kept in self.names() if kept != name])
+        self._write({kept: files for kept, files in self._listed().items() if kept != name})
 
     def write_list(self) -> None:
         """Make vLLM's configuration file agree with the shelf."""
-        self._write(list(self.names()))
+        self._write(self._listed())
 
-    def _write(self, names: list[str]) -> None:
-        replace_file(self.folder / "shelf.json", json.dumps(names))
-        modules = [json.dumps({"name": name, "path": str(self.path(name))}) for name in names]
+    def _listed(self) -> dict[str, dict[str, str]]:
+        """Digests of the files by served name."""
+        try:
+            found: dict[str, dict[str, str]] = json.loads((self.folder / "shelf.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
+
+    def _digests(self, name: str) -> dict[str, str]:
+        return {file.name: digest_file(file) for file in sorted(self.path(name).glob("*")) if file.is_file()}
+
+    def _write(self, listed: dict[str, dict[str, str]]) -> None:
+        replace_file(self.folder / "shelf.json", json.dumps(listed, sort_keys=True))
+        modules = [json.dumps({"name": name, "path": str(self.path(name))}) for name in sorted(self.names())]
         # JSON is YAML. An empty file is refused by vLLM, so a harmless setting stands in it always.
         content: dict[str, Any] = {"disable-log-stats": False} | ({"lora-modules": modules} if modules else {})
         replace_file(self.list_file, json.dumps(content))
+
+
+def _same(one: Path, other: Path) -> bool:
+    return other.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def check_adapter(folder: Path, *, max_rank: int) -> None:

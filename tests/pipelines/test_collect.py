@@ -22,6 +22,7 @@ from sluice.provenance.canonical import digest_bytes
 from sluice.provenance.collect import Roots
 from sluice.provenance.ledger import Ledger
 from sluice.provenance.releases import record_decision
+from sluice.provenance.trust import TrustPolicy
 from tests.support.directory_store import DirectoryStore
 
 
@@ -33,6 +34,7 @@ def workspace(tmp_path: Path, object_store: DirectoryStore, artifacts: ArtifactS
         objects=object_store,
         artifacts=artifacts,
         signer=signer,
+        policy=TrustPolicy.of([signer.public_key]),
         ledger=Ledger(object_store, "assistant", signer),
     )
 

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -290,3 +291,25 @@ def test_progress_is_reported_in_bytes(artifacts: ArtifactStore, folder: Path) -
     completed, totals = zip(*seen, strict=True)
     assert completed[-1] == totals[-1] == 2056
     assert list(completed) == sorted(completed)
+
+
+def test_a_blob_that_others_rely_on_survives_a_file_that_changes_while_it_is_stored(
+    artifacts: ArtifactStore, object_store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "weights").write_bytes(b"weights")
+    first = artifacts.put_directory(source, "adapter")
+    # Old enough to be written again; and somebody writes to the file meanwhile.
+    monkeypatch.setattr("sluice.provenance.artifacts.is_aging", lambda _: True)
+    described = describe_directory
+
+    def changing(folder: Path, kind: str, metadata: Any = None) -> Any:
+        manifest = described(folder, kind, metadata)
+        (folder / "weights").write_bytes(b"changed")
+        return manifest
+
+    monkeypatch.setattr("sluice.provenance.artifacts.describe_directory", changing)
+    with pytest.raises(InputError, match="changed while it was being stored"):
+        artifacts.put_directory(source, "adapter")
+    assert artifacts.read_file(first.digest, "weights") == b"weights"

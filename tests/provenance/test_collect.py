@@ -221,6 +221,12 @@ def test_the_announcement_of_a_killed_collector_is_passed_over(store: Store) -> 
     assert store.objects.head(place) is None
 
 
+def test_what_a_revoked_key_had_signed_stays(ledger: Ledger) -> None:
+    kept = digest_bytes(b"kept")
+    ledger.append("revocation", {"key": "0" * 64, "reason": "lost", "kept": kept}, "ann", expected_head=None)
+    assert kept in ledger_roots(ledger.entries(), NOW).live
+
+
 def test_an_import_waits_for_its_decision(ledger: Ledger) -> None:
     waiting, refused = (digest_bytes(name) for name in (b"waiting", b"refused"))
     for release in (waiting, refused):

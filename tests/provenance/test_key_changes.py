@@ -108,6 +108,17 @@ def test_another_site_follows_a_rotation_by_the_ledger_alone(site: Callable[[str
         there.run("train", "own work")
 
 
+def test_nobody_hands_on_the_key_of_another(site: Callable[[str], Site]) -> None:
+    here, training = site("here"), site("training")
+    here.trust_key("training", training.signer.public_key)
+    training.trust_key("here", here.signer.public_key)
+    evil = site("evil").signer.public_key
+    body = {"key": evil.key_id, "pem": evil.pem, "previous": here.signer.public_key.key_id}
+    training.ledger.append("rotation", body, "mallory", expected_head=None)
+    with pytest.raises(IntegrityError, match=f"hands on key {here.signer.public_key.short}"):
+        here.ledger.entries()
+
+
 def test_what_the_ledger_referred_to_before_a_revocation_goes_on_counting(site: Callable[[str], Site]) -> None:
     here = site("here")
     lost = here.signer

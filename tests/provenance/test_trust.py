@@ -134,6 +134,7 @@ def test_a_revoked_key_counts_only_for_what_was_kept(home: Path) -> None:
         sequence=7,
         time=NOON,
         actor="ann",
+        key_id="1" * 64,
     )
     trust = Trust(chosen, history, {key_id: frozenset({"sha256:old"})})
     assert trust.require("steps", "train", [key_id], time=NOON, what="x", identity="sha256:old")

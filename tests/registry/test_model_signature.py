@@ -130,3 +130,14 @@ def test_signatures_are_found_from_the_model(object_store: DirectoryStore, artif
     object_store.put(f"signatures/{OTHER.removeprefix('sha256:')}.json", taken)
     with pytest.raises(IntegrityError, match="names the signature of"):
         list(find_signatures(object_store, artifacts, OTHER))
+
+
+def test_a_signature_that_was_collected_gives_way_to_a_later_one(
+    object_store: DirectoryStore, artifacts: ArtifactStore
+) -> None:
+    about = {"subject": SUBJECT, "signed": "2026-01-01T00:00:00Z", "statement": ""}
+    first = store_signature(object_store, artifacts, data=b"first", **about)
+    object_store.delete(f"manifests/sha256/{first.digest.removeprefix('sha256:')}")
+    assert list(find_signatures(object_store, artifacts, SUBJECT)) == []
+    second = store_signature(object_store, artifacts, data=b"second", **about)
+    assert [one.data for one in find_signatures(object_store, artifacts, SUBJECT)] == [second.data]

@@ -51,6 +51,19 @@ def test_the_shelf_keeps_whole_adapters_and_its_list(tmp_path: Path) -> None:
         shelf.place("app-2", tmp_path / "nowhere")
 
 
+def test_what_lies_on_the_shelf_is_what_was_verified(tmp_path: Path) -> None:
+    shelf = AdapterShelf(tmp_path / "shelf")
+    source = adapter(tmp_path / "source")
+    placed = shelf.place("app-1", source)
+    shelf.remember("app-1")
+    (placed / "adapter_model.safetensors").write_bytes(b"swapped")
+    # A server that starts now does not load it, and the next one who places it puts the verified bytes back.
+    assert shelf.names() == ()
+    shelf.place("app-1", source)
+    assert (placed / "adapter_model.safetensors").read_bytes() == b"weights"
+    assert shelf.names() == ("app-1",)
+
+
 def test_the_server_is_described_with_its_environment(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")

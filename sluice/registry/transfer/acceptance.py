@@ -133,3 +133,10 @@ def _payload(envelope: bytes) -> Snapshot:
 
 def _accepted_key(site: str, number: int) -> str:
     return f"sites/{site}/accepted/{number:08d}.json"
+
+
+def accepted_releases(objects: ObjectStore) -> dict[str, str]:
+    """Site by digest, of all releases in the newest snapshot that was accepted from each site."""
+    sites = {info.key.split("/")[1] for info in objects.list("sites/") if "/accepted/" in info.key}
+    found = {site: highest_accepted(objects, site) for site in sorted(sites)}
+    return {one.release: site for site, newest in found.items() if newest for one in _payload(newest[1]).releases}
