@@ -142,7 +142,7 @@ def read_ledger(objects: ListedObjects, snapshot: Snapshot, keys: Sequence[Publi
 
 
 def _ledger(objects: ListedObjects, snapshot: Snapshot, keys: Sequence[PublicKey]) -> Ledger:
-    return Ledger(objects, snapshot.ledger.name, _nobody(), policy=TrustPolicy.of(keys))
+    return Ledger(objects, snapshot.ledger.name, nobody(), policy=TrustPolicy.of(keys))
 
 
 class _History:
@@ -151,7 +151,7 @@ class _History:
     def __init__(self, objects: ListedObjects, trust: Trust) -> None:
         self._objects = objects
         self._artifacts = ArtifactStore(objects, Path(os.devnull))
-        self._runner = StepRunner(objects, self._artifacts, _nobody(), Path(os.devnull), trust=lambda: trust)
+        self._runner = StepRunner(objects, self._artifacts, nobody(), Path(os.devnull), trust=lambda: trust)
         self._makers: dict[str, list[StepRecord]] | None = None
         self._verified: set[str] = set()
 
@@ -310,7 +310,7 @@ def _check(name: str, prove: Callable[[], str]) -> Check:
         return Check(name, False, f"A signed file has another form than expected: {error!r}.")
 
 
-def _nobody() -> Signer:
+def nobody() -> Signer:
     """A key made for this moment: the ledger and the step runner are only read, and nothing is signed by it."""
     from securesystemslib.signer import CryptoSigner
 
