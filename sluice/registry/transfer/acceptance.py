@@ -17,8 +17,7 @@ from pathlib import Path
 from sluice.infra.errors import IntegrityError
 from sluice.infra.object_store import ObjectExists, ObjectStore
 from sluice.infra.progress import Report, no_report
-from sluice.provenance.canonical import canonical_json
-from sluice.registry.transfer.companions import pointer_key
+from sluice.registry.transfer.companions import pointer_key, pointers
 from sluice.registry.transfer.mirror import WORKERS, Mirror, Move, Moved, SiteStore
 from sluice.registry.transfer.snapshot import ADDRESSED, EVIDENCE, ReleaseEntry, Snapshot
 from sluice.registry.transfer.source import Source
@@ -142,10 +141,9 @@ def _moves(objects: ObjectStore, snapshot: Snapshot) -> list[Move]:
 def _point_to_companions(objects: ObjectStore, release: ReleaseEntry) -> None:
     """Make a release's signature and bill of materials found here. A signature that is here already stays the first;
     a bill of materials follows the latest decision."""
-    for kind, digest in release.companions.items():
+    for key, pointer in pointers(release.release, release.companions).items():
         with contextlib.suppress(ObjectExists):
-            pointer = canonical_json({kind: digest})
-            objects.put(pointer_key(kind, release.release), pointer, if_absent=kind == "signature")
+            objects.put(key, pointer, if_absent=key == pointer_key("signature", release.release))
 
 
 def _payload(envelope: bytes) -> Snapshot:

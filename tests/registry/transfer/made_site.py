@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -83,7 +83,9 @@ class MadeSite:
         before = read_state(self.ledger).champion()
         promote(self.ledger, release=adapter, expected_champion=before, actor="release")
 
-    def publish(self, *releases: str, valid_days: float = 30, now: datetime | None = None) -> Published:
+    def publish(
+        self, *releases: str, valid_days: float = 30, now: datetime | None = None, keys: Iterable[PublicKey] = ()
+    ) -> Published:
         wanted = [Wanted(one, number, {"owner": "ann"}) for number, one in enumerate(releases, start=1)]
         return publish_snapshot(
             self.objects,
@@ -93,6 +95,7 @@ class MadeSite:
             wanted,
             site=self.name,
             application="assistant",
+            keys=keys,
             valid_days=valid_days,
             now=now,
         )

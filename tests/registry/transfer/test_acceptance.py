@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,6 +14,7 @@ from sluice.infra.errors import InputError, IntegrityError, UnavailableError
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.attestation import Signer
 from sluice.provenance.canonical import canonical_json
+from sluice.provenance.collecting import GRACE_S
 from sluice.provenance.steps import read_records
 from sluice.registry.mlflow_registry import MlflowRegistry
 from sluice.registry.transfer.acceptance import accept, highest_accepted
@@ -206,6 +209,31 @@ def test_a_new_decision_there_brings_its_new_bill_of_materials(
         north.objects.put(pointer_key("bom", release), canonical_json({"bom": bom}))
         take(here, north, north.publish(release), staging)
         assert find_companions(here, release) == {"bom": bom}
+
+
+def test_what_the_collector_may_take_soon_is_written_again(
+    north: MadeSite, here: DirectoryStore, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = north.release()
+    published = north.publish(release)
+    take(here, north, published, staging)
+    old = time.time() - GRACE_S * 0.6
+    collected = [info.key for info in here.list("") if info.key.startswith(("blobs/", "manifests/"))]
+    for key in collected:
+        os.utime(here.root / key, (old, old))
+    asked: list[int] = []
+
+    def collector(_: object, digests: list[str]) -> bool:
+        """One that had begun before takes the adapter's manifest, once."""
+        asked.append(len(digests))
+        if len(asked) == 1:
+            here.delete(f"manifests/sha256/{release[7:]}")
+        return len(asked) == 1
+
+    monkeypatch.setattr("sluice.registry.transfer.mirror.wait_for_collector", collector)
+    take(here, north, published, staging)
+    assert asked == [len(collected)] * 2
+    assert all((found := here.head(key)) and found.modified > old + 1 for key in collected)
 
 
 def test_cut_line_leaves_nothing_to_be_seen_and_goes_on(
