@@ -129,13 +129,11 @@ def verify_chain(objects: ListedObjects, snapshot: Snapshot, envelope: bytes, ke
         signers = {entry.key_id[:12] for entry in entries}
         return f"{len(entries)} entries, an unbroken chain, signed by {', '.join(sorted(signers))}"
 
-    checks.append(_check("ledger", ledger))
-    if not checks[-1].ok:
-        return checks
     # The site's own ledger says which keys followed those that we were given, and which were revoked.
-    checks.append(_check("signer", lambda: _signer(key_history(entries), envelope, keys)))
-    if not checks[-1].ok:
-        return checks
+    for what, prove in (("ledger", ledger), ("signer", lambda: _signer(key_history(entries), envelope, keys))):
+        checks.append(_check(what, prove))
+        if not checks[-1].ok:
+            return checks
     objects.prefetch("steps/", "attestations/", "manifests/")
     policy, artifacts = TrustPolicy.of(keys), ArtifactStore(objects, Path(os.devnull))
     trust = trust_of(policy, _ledger(objects, snapshot, keys), artifacts)
