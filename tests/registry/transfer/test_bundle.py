@@ -23,7 +23,7 @@ from sluice.registry.transfer.archive import Archive, write_archive
 from sluice.registry.transfer.export import write_bundle
 from sluice.registry.transfer.readme import script
 from sluice.registry.transfer.sites import trust_site
-from sluice.registry.transfer.verification import Verification, verify_bundle
+from sluice.registry.transfer.verification import Verification, verify_archive, verify_bundle
 from tests.registry.transfer.made_site import MadeSite, resigned
 
 
@@ -405,6 +405,18 @@ def test_without_a_key_only_those_of_the_site_that_it_names_count(bundle: Path, 
     (own / "keys" / "signing.pem.pub").write_text(site.signer.public_key.pem)
     assert verify_here(Settings(home=own, site="north"), bundle, [], now=now).ok
     assert not verify_here(Settings(home=own, site="west"), bundle, [], now=now).ok
+
+
+def test_what_was_opened_is_what_is_verified(bundle: Path, site: MadeSite, tmp_path: Path) -> None:
+    """A file that is exchanged after it was opened is not taken for the one that was."""
+    path = tmp_path / "out.tar"
+    path.write_bytes(bundle.read_bytes())
+    archive = Archive(path)
+    other = tmp_path / "other.tar"
+    write_bundle(other, site.publish(site.release(2)), site.store)
+    other.replace(path)
+    assert verify(path, site).ok
+    assert not verify_archive(archive, [site.signer.public_key]).ok
 
 
 def test_model_signed_by_a_stranger_is_refused(tmp_path: Path) -> None:
