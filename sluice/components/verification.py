@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sluice.infra.object_store import ObjectMissing
 from sluice.provenance.attestation import attestation_key, check_statement
 from sluice.provenance.canonical import Json, digest_bytes, hex_of, short
 from sluice.provenance.releases import read_state
+from sluice.provenance.trust import Trust
 from sluice.registry.model_signature import (
     ModelSignature,
     find_signatures,
@@ -36,7 +38,7 @@ def sign_release(workspace: Workspace, adapter: str, statement: str) -> ModelSig
     folder = workspace.folder(adapter)
     for stored in find_signatures(workspace.objects, workspace.artifacts, adapter):
         try:
-            _require_signed(workspace, folder, stored)
+            _require_signed(workspace, folder, stored, workspace.trust)
             return stored
         except IntegrityError:
             # By a key that was revoked since: a later signature lies beside it.
@@ -55,7 +57,8 @@ def sign_release(workspace: Workspace, adapter: str, statement: str) -> ModelSig
 def verify_signature(workspace: Workspace, adapter: str) -> tuple[ModelSignature, Json]:
     """The signature of an adapter that holds and counts, and the statement of its training; its bytes are verified.
 
-    Raises `IntegrityError` with the reason of the last signature there is.
+    Both are by a key that counts here or, for an adapter that the ledger says was imported, both by one of the site it
+    came from. Raises `IntegrityError` with the reason of the last signature there is.
     """
     folder = workspace.folder(adapter)
     refusal = IntegrityError(
@@ -64,10 +67,15 @@ def verify_signature(workspace: Workspace, adapter: str) -> tuple[ModelSignature
     )
     for stored in find_signatures(workspace.objects, workspace.artifacts, adapter):
         try:
-            _require_signed(workspace, folder, stored)
-            return stored, _require_trained(workspace, adapter, stored.statement)
+            return stored, _require_made(workspace, folder, stored, workspace.trust)
         except IntegrityError as error:
             refusal = error
+    for trust in _origins(workspace, adapter):
+        for stored in find_signatures(workspace.objects, workspace.artifacts, adapter):
+            try:
+                return stored, _require_made(workspace, folder, stored, trust)
+            except IntegrityError as error:
+                refusal = error
     raise refusal
 
 
@@ -89,16 +97,38 @@ def verify_release(workspace: Workspace, release: str, *, undecided: bool = Fals
     return folder
 
 
-def _require_signed(workspace: Workspace, folder: Path, stored: ModelSignature) -> None:
-    settings, trust = workspace.settings.signing, workspace.trust
-    verify_model(folder, stored.data, trust.keys, settings)
-    if not settings.sigstore:
+def _origins(workspace: Workspace, adapter: str) -> Iterator[Trust]:
+    """The trust in each site that this adapter was imported from, as far as its keys are trusted still."""
+    entries = [entry for entry in workspace.ledger.entries() if entry.kind == "import"]
+    names = {entry.body["site"] for entry in entries if entry.body["release"] == adapter}
+    if not names:
+        return
+    from sluice.registry.transfer.site_trust import trust_of_site
+    from sluice.registry.transfer.sites import trusted_sites
+
+    for site in trusted_sites(workspace.settings.home):
+        if site.name in names:
+            yield trust_of_site(workspace.objects, workspace.artifacts, site, workspace.settings.application)
+
+
+def _require_made(workspace: Workspace, folder: Path, stored: ModelSignature, trust: Trust) -> Json:
+    """The statement of the training; it and the signature are by keys that count for `trust`."""
+    _require_signed(workspace, folder, stored, trust)
+    return _require_trained(workspace, stored.subject, stored.statement, trust)
+
+
+def _require_signed(workspace: Workspace, folder: Path, stored: ModelSignature, trust: Trust) -> None:
+    settings = workspace.settings.signing
+    # Other sites sign by key: who may sign through Sigstore is said for this site alone.
+    by_identity = settings.sigstore and trust is workspace.trust
+    verify_model(folder, stored.data, trust.keys, settings if by_identity else None)
+    if not by_identity:
         key = signer_of(stored.data, trust.keys)
         what = f"The signature of adapter {short(stored.subject)}"
         trust.require("models", KIND, [key.key_id], time=stored.signed, what=what, identity=stored.subject)
 
 
-def _require_trained(workspace: Workspace, adapter: str, statement: str) -> Json:
+def _require_trained(workspace: Workspace, adapter: str, statement: str, trust: Trust) -> Json:
     """The statement of step `train`, by a key that counts for it, which says that this adapter came of it."""
     name = f"the training of adapter {short(adapter)}"
     if not statement:
@@ -109,7 +139,7 @@ def _require_trained(workspace: Workspace, adapter: str, statement: str) -> Json
         raise IntegrityError(f"The statement {statement} about {name} is gone.") from error
     if digest_bytes(data) != statement:
         raise IntegrityError(f"The statement {statement} about {name} is damaged: its digest is {digest_bytes(data)}.")
-    payload, key_ids = workspace.trust.open(json.loads(data))
+    payload, key_ids = trust.open(json.loads(data))
     attested = check_statement(payload)
     found = attested["predicate"]
     step = found["buildDefinition"]["externalParameters"].get("step")
@@ -118,7 +148,7 @@ def _require_trained(workspace: Workspace, adapter: str, statement: str) -> Json
         raise IntegrityError(f"The statement {statement} is about step {step!r}, and not about {name}.")
     time = str(found["runDetails"]["metadata"]["finishedOn"])
     what = f"The statement about {name}"
-    workspace.trust.require("steps", TRAINING, key_ids, time=time, what=what, identity=statement)
+    trust.require("steps", TRAINING, key_ids, time=time, what=what, identity=statement)
     return attested
 
 

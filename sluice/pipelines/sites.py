@@ -7,21 +7,22 @@ from datetime import datetime
 from pathlib import Path
 
 from sluice.components.workspace import Workspace
-from sluice.infra.errors import InputError
+from sluice.infra.errors import InputError, IntegrityError
 from sluice.infra.progress import Report, no_report
 from sluice.infra.settings import Settings
 from sluice.pipelines.approvals import find_candidate, registry_of
 from sluice.provenance.canonical import short
 from sluice.provenance.keys import PublicKey, read_public_key
 from sluice.provenance.releases import read_state
+from sluice.provenance.trust import OWN
 from sluice.registry.transfer.archive import SNAPSHOT_FILE, Archive
 from sluice.registry.transfer.content import Wanted
 from sluice.registry.transfer.export import Published, publish_snapshot, write_bundle
 from sluice.registry.transfer.mirror import WORKERS
-from sluice.registry.transfer.sites import open_site, read_sites, site_of, trusted_sites
+from sluice.registry.transfer.sites import TrustedSite, open_site, read_sites, site_of, trusted_sites
 from sluice.registry.transfer.sync import Received, Receiver, publish_all, receive
 from sluice.registry.transfer.sync import sync as sync_sites
-from sluice.registry.transfer.verification import Verification, verify_bundle
+from sluice.registry.transfer.verification import Verification, unsigned, verify_archive, verify_bundle
 from sluice.registry.versions import Version, find_version
 
 MEGABIT = 1e6 / 8
@@ -30,7 +31,11 @@ MEGABIT = 1e6 / 8
 
 def site_name(workspace: Workspace) -> str:
     """This site's name for others: the setting, else made of its key."""
-    return workspace.settings.site or f"site-{workspace.signer.public_key.key_id[:12]}"
+    return _name(workspace.settings, workspace.signer.public_key)
+
+
+def _name(settings: Settings, key: PublicKey) -> str:
+    return settings.site or f"site-{key.short}"
 
 
 def find_subject(workspace: Workspace, text: str) -> Version:
@@ -65,6 +70,7 @@ def export(
         [Wanted(found.digest, found.number, found.tags)],
         site=site_name(workspace),
         application=workspace.settings.application,
+        keys=workspace.trust.keys,
         with_base=with_base,
         valid_days=valid_days,
     )
@@ -82,6 +88,7 @@ def publish(workspace: Workspace, *, with_base: bool, valid_days: float) -> Publ
         workspace.ledger,
         workspace.signer,
         registry_of(workspace),
+        keys=workspace.trust.keys,
         with_base=with_base,
         valid_days=valid_days,
     )
@@ -90,16 +97,31 @@ def publish(workspace: Workspace, *, with_base: bool, valid_days: float) -> Publ
 def verify(
     settings: Settings, bundle: Path, key_files: list[Path], *, now: datetime | None, report: Report = no_report
 ) -> Verification:
-    """Verify a bundle with the given keys; without any, with those that this installation trusts and its own."""
-    keys = [read_public_key(path) for path in key_files] if key_files else known_keys(settings)
-    return verify_bundle(bundle, keys, now=now, report=report)
+    """Verify a bundle with the given keys; without any, with those that are trusted for the site that it names."""
+    if key_files:
+        return verify_bundle(bundle, [read_public_key(path) for path in key_files], now=now, report=report)
+    sites = known_sites(settings)
+    if not sites:
+        return verify_bundle(bundle, (), now=now, report=report)
+    try:
+        archive = Archive(bundle)
+        _, site = site_of(archive.envelope, sites, SNAPSHOT_FILE)
+    except IntegrityError as error:
+        return unsigned(error)
+    return verify_archive(archive, site.keys, now=now, report=report)
 
 
-def known_keys(settings: Settings) -> list[PublicKey]:
-    """The keys of all trusted sites, and this installation's own; none where there is no installation."""
-    own = settings.home / "keys" / "signing.pem.pub"
-    keys = [key for site in trusted_sites(settings.home) for key in site.keys]
-    return [*keys, read_public_key(own)] if own.is_file() else keys
+def known_sites(settings: Settings) -> list[TrustedSite]:
+    """The sites that this installation trusts, and itself (with its earlier keys); none without an installation."""
+    folder = settings.home / "keys"
+    own = folder / "signing.pem.pub"
+    if not own.is_file():
+        return trusted_sites(settings.home)
+    key = read_public_key(own)
+    earlier = [read_public_key(path) for path in sorted((folder / "trusted").glob(f"{OWN}.*.pub"))]
+    name = _name(settings, key)
+    others = [site for site in trusted_sites(settings.home) if site.name != name]
+    return [TrustedSite(name, (key, *earlier)), *others]
 
 
 def import_bundle(
@@ -115,8 +137,7 @@ def import_bundle(
     archive = Archive(bundle)
     _, site = site_of(archive.envelope, sites, SNAPSHOT_FILE)
     report(0, 0, "verifying")
-    snapshot = verify_bundle(bundle, site.keys, report=report).require()
-    archive.arrange(snapshot)
+    snapshot = verify_archive(archive, site.keys, report=report).require()
     receiver = Receiver(
         workspace.objects,
         workspace.artifacts,

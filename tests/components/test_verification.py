@@ -19,10 +19,14 @@ from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import digest_bytes
 from sluice.provenance.key_changes import revoke, rotate
 from sluice.provenance.keys import Signer
+from sluice.provenance.ledger import Draft
 from sluice.provenance.steps import StepKey, StepOutput
 from sluice.provenance.trust import KeyRevoked, SignerRefused
+from sluice.registry.transfer.acceptance import accept
+from sluice.registry.transfer.sites import trust_site
 from sluice.training.safetensors_file import write_tensors
 from tests.provenance.release_actions import BASE, decide, make_champion
+from tests.registry.transfer.made_site import MadeSite
 from tests.support.directory_store import DirectoryStore
 
 CODE = digest_bytes(b"code")
@@ -194,4 +198,53 @@ def test_a_changed_signature_object_is_told(workspace: Workspace) -> None:
     place = f"signatures/{adapter.removeprefix('sha256:')}.json"
     workspace.objects.put(place, json.dumps({"signature": forged.digest}).encode())
     with pytest.raises(IntegrityError, match="is not what was signed"):
+        verify_signature(workspace, adapter)
+
+
+def imported(workspace: Workspace, north: MadeSite, adapter: str, staging: Path) -> None:
+    """Take a release over from `north` and note it, as an import does."""
+    published = north.publish(adapter)
+    accept(workspace.objects, published.snapshot, published.envelope, north.store, staging)
+    workspace.ledger.transact("ann", lambda _: Draft("import", {"release": adapter, "site": "north"}))
+
+
+def test_an_imported_adapter_is_loaded_by_the_keys_of_the_site_it_came_from(
+    workspace: Workspace, object_store: DirectoryStore, artifacts: ArtifactStore, tmp_path: Path
+) -> None:
+    home = workspace.settings.home
+    north = MadeSite(tmp_path / "north", "north")
+    adapter, other = north.release(1), north.release(2)
+    for made in (adapter, other):
+        north.sign(made)
+    imported(workspace, north, adapter, tmp_path / "staging")
+    with pytest.raises(IntegrityError, match="none of those that are trusted"):
+        verify_signature(workspace, adapter)
+    trust_site(home, "north", north.public_key_file)
+    found, statement = verify_signature(workspace, adapter)
+    assert (found.subject, statement["predicate"]["buildDefinition"]["externalParameters"]["step"]) == (
+        adapter,
+        "train",
+    )
+    # The keys of that site count for what came from it, and for nothing else.
+    published = north.publish(other)
+    accept(workspace.objects, published.snapshot, published.envelope, north.store, tmp_path / "staging")
+    with pytest.raises(IntegrityError, match="none of those that are trusted"):
+        verify_signature(workspace, other)
+    assert all(entry.key_id == workspace.signer.public_key.key_id for entry in workspace.ledger.entries())
+
+
+def test_what_the_other_site_revoked_is_not_loaded_here(workspace: Workspace, tmp_path: Path) -> None:
+    north = MadeSite(tmp_path / "north", "north")
+    lost = north.signer.public_key
+    adapter = north.release(1)
+    rotate(north.ledger, north.signer, tmp_path / "north" / "trusted", "bob")
+    new = Signer.load_or_create(tmp_path / "north" / "keys" / "signing.pem")
+    north.reopen(new, (lost,))
+    revoke(north.ledger, north.artifacts, lambda: [], lost, signer=new, reason="stolen", actor="bob")
+    trust_site(workspace.settings.home, "north", tmp_path / "north" / "keys" / "signing.pem.pub")
+    (workspace.settings.home / "keys" / "sites" / "north" / "old.pub").write_text(lost.pem)
+    # The ledger had referred to the adapter; to the statement about it (no records were given) it had not.
+    north.sign(adapter)
+    imported(workspace, north, adapter, tmp_path / "staging")
+    with pytest.raises(KeyRevoked, match="bob revoked at"):
         verify_signature(workspace, adapter)

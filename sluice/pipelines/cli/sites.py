@@ -93,7 +93,8 @@ def verify(
 ) -> None:
     """Check a bundle, every byte of it, with nothing but the public key: no network, no installation.
 
-    Exit code 4 when anything does not hold. Without --key the keys of trusted sites and this installation's own count.
+    Exit code 4 when anything does not hold. Without --key those keys count that are trusted for the
+    site that the bundle names (for a bundle of this site, its own).
     """
     from sluice.pipelines import sites
     from sluice.provenance.times import parse_time

@@ -1,7 +1,7 @@
 """Accepting a snapshot: never an older one, never another one under the same number, everything or nothing.
 
-What came from elsewhere lies apart: step records, ledger entries and pointers of site `a` below `sites/a/`, so that no
-foreign record is ever taken for a step of this site. Artifacts and statements are named for their content and lie with
+What came from elsewhere lies apart: step records and ledger entries of site `a` below `sites/a/`, so that no foreign
+record is ever taken for a step of this site. Artifacts and statements are named for their content and lie with
 ours. The envelope of an accepted snapshot is kept, written once, at `sites/a/accepted/<number:08d>.json`: it is what
 makes a rollback seen. It is written after all files and before anybody is shown the release.
 """
@@ -9,15 +9,17 @@ makes a rollback seen. It is written after all files and before anybody is shown
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import re
 from pathlib import Path
 
-from sluice.infra.errors import ConflictError, IntegrityError
+from sluice.infra.errors import IntegrityError
 from sluice.infra.object_store import ObjectExists, ObjectStore
 from sluice.infra.progress import Report, no_report
+from sluice.registry.transfer.companions import pointer_key, pointers
 from sluice.registry.transfer.mirror import WORKERS, Mirror, Move, Moved, SiteStore
-from sluice.registry.transfer.snapshot import ADDRESSED, EVIDENCE, POINTERS, Snapshot
+from sluice.registry.transfer.snapshot import ADDRESSED, EVIDENCE, ReleaseEntry, Snapshot
 from sluice.registry.transfer.source import Source
 
 _ACCEPTED = re.compile(r"^([0-9]{8})\.json$")
@@ -46,15 +48,22 @@ def require_newer(objects: ObjectStore, snapshot: Snapshot, envelope: bytes) -> 
                 hint="Its key may be in two hands, or its object store was reset. Ask its people.",
             )
         return True
-    known = _payload(known_envelope)
-    if known.ledger.name == snapshot.ledger.name:
-        last = snapshot.by_path().get(f"ledger/{known.ledger.name}/{known.ledger.entries:08d}.json")
-        if last is None or last.digest != known.ledger.head:
-            raise IntegrityError(
-                f"The ledger of site {snapshot.site!r} does not go on from entry {known.ledger.entries}, which was "
-                "seen here before: it was cut or rewritten.",
-                hint="Nothing was changed here. Ask the people of that site.",
-            )
+    known = _last_about(objects, snapshot.site, snapshot.application)
+    if known is None:
+        return False
+    if known.ledger.name != snapshot.ledger.name:
+        raise IntegrityError(
+            f"The ledger of site {snapshot.site!r} is called {snapshot.ledger.name!r}, and {known.ledger.name!r} was "
+            "accepted here before: it is another one.",
+            hint="Nothing was changed here. Ask the people of that site.",
+        )
+    last = snapshot.by_path().get(f"ledger/{known.ledger.name}/{known.ledger.entries:08d}.json")
+    if last is None or last.digest != known.ledger.head:
+        raise IntegrityError(
+            f"The ledger of site {snapshot.site!r} does not go on from entry {known.ledger.entries}, which was "
+            "seen here before: it was cut or rewritten.",
+            hint="Nothing was changed here. Ask the people of that site.",
+        )
     return False
 
 
@@ -87,16 +96,30 @@ def accept(
         except ObjectExists:
             require_newer(objects, snapshot, envelope)
     for release in snapshot.releases:
-        _point_to_companions(objects, snapshot, release.release)
+        _point_to_companions(objects, release)
     return moved
 
 
 def highest_accepted(objects: ObjectStore, site: str) -> tuple[int, bytes] | None:
     """Number and envelope of the newest snapshot accepted from a site."""
+    numbers = _accepted(objects, site)
+    return (numbers[-1], objects.get(_accepted_key(site, numbers[-1]))) if numbers else None
+
+
+def _accepted(objects: ObjectStore, site: str) -> list[int]:
+    """Numbers of the snapshots accepted from a site, in order."""
     prefix = f"sites/{site}/accepted/"
     found = [_ACCEPTED.match(info.key.removeprefix(prefix)) for info in objects.list(prefix)]
-    numbers = [int(match[1]) for match in found if match]
-    return (max(numbers), objects.get(_accepted_key(site, max(numbers)))) if numbers else None
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _last_about(objects: ObjectStore, site: str, application: str) -> Snapshot | None:
+    """The newest snapshot accepted from a site about an application. Most sites have one: the first that is read."""
+    for number in reversed(_accepted(objects, site)):
+        found = _payload(objects.get(_accepted_key(site, number)))
+        if found.application == application:
+            return found
+    return None
 
 
 def _moves(objects: ObjectStore, snapshot: Snapshot) -> list[Move]:
@@ -109,21 +132,18 @@ def _moves(objects: ObjectStore, snapshot: Snapshot) -> list[Move]:
         folder = file.path.split("/")[0]
         if folder in ADDRESSED:
             moves.append(Move(file, file.path))
-        elif folder in EVIDENCE | POINTERS:
+        elif folder in EVIDENCE:
             once = (file.path, file.digest) not in settled
             moves.append(Move(file, f"sites/{snapshot.site}/{file.path}", once=once))
     return sorted(moves, key=lambda move: -move.file.size)
 
 
-def _point_to_companions(objects: ObjectStore, snapshot: Snapshot, release: str) -> None:
-    """Make a release's signature and bill of materials found here, unless this site has made its own."""
-    ending = f"/{release.removeprefix('sha256:')}.json"
-    for file in snapshot.files:
-        if file.path.split("/")[0] in POINTERS and file.path.endswith(ending):
-            try:
-                objects.put(file.path, objects.get(f"sites/{snapshot.site}/{file.path}"), if_absent=True)
-            except ConflictError:
-                continue
+def _point_to_companions(objects: ObjectStore, release: ReleaseEntry) -> None:
+    """Make a release's signature and bill of materials found here. A signature that is here already stays the first;
+    a bill of materials follows the latest decision."""
+    for key, pointer in pointers(release.release, release.companions).items():
+        with contextlib.suppress(ObjectExists):
+            objects.put(key, pointer, if_absent=key == pointer_key("signature", release.release))
 
 
 def _payload(envelope: bytes) -> Snapshot:

@@ -18,7 +18,7 @@ from sluice.provenance.canonical import canonical_json, digest_bytes, hex_of, sh
 from sluice.provenance.ledger import LedgerEntry
 from sluice.provenance.manifest import Manifest
 from sluice.provenance.step_records import StepRecord, read_records, record_key
-from sluice.registry.transfer.companions import find_companions, pointer_key
+from sluice.registry.transfer.companions import find_companions, pointers
 from sluice.registry.transfer.released import Release, find_release
 from sluice.registry.transfer.snapshot import BaseReference, ReleaseEntry, SnapshotFile
 
@@ -118,8 +118,8 @@ def _add_release(
         # The champion it was compared with is another release, with a history of its own.
         stop = {found.champion} if digest == found.report else set()
         _add_history(content, objects, artifacts, history, digest, stop - {wanted.release})
-    for kind in companions:
-        content.add_bytes(pointer_key(kind, wanted.release), objects.get(pointer_key(kind, wanted.release)))
+    for place, data in pointers(wanted.release, companions).items():
+        content.add_bytes(place, data)
     known = artifacts.manifest(base)
     if with_base:
         _add_files(content, known, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,10 +12,11 @@ from sluice.infra.errors import InputError
 from sluice.infra.object_store import ObjectStore
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.artifacts import ArtifactStore
-from sluice.provenance.attestation import Signer
+from sluice.provenance.attestation import PublicKey, Signer
 from sluice.provenance.canonical import digest_bytes
-from sluice.provenance.ledger import Ledger
+from sluice.provenance.ledger import Ledger, LedgerEntry
 from sluice.registry.transfer.archive import write_archive
+from sluice.registry.transfer.companions import pointers
 from sluice.registry.transfer.content import Content, Wanted, gather
 from sluice.registry.transfer.mirror import SiteStore
 from sluice.registry.transfer.readme import README_FILE, SCRIPT_FILE, readme, script
@@ -42,11 +44,14 @@ def publish_snapshot(
     *,
     site: str,
     application: str,
+    keys: Iterable[PublicKey] = (),
     with_base: bool = False,
     valid_days: float = VALID_DAYS,
     now: datetime | None = None,
 ) -> Published:
     """The signed snapshot of these releases; the last one again when it says the same and is still fresh.
+
+    `keys` are the site's: those that signed something in the snapshot are handed over beside `signer`'s.
 
     Raises `GateRefused` for a release that may not leave (`find_release`), `InputError` when there is none.
     """
@@ -60,10 +65,11 @@ def publish_snapshot(
             hint="A release leaves once its gate passed and it is approved.",
         )
     head = LedgerHead(name=ledger.name, entries=len(entries), head=entries[-1].digest)
+    needed = [signer.public_key, *_earlier(objects, content, entries, signer.public_key, keys)]
     extras = {
-        README_FILE: readme(site, application, content.releases, head, signer.public_key),
+        README_FILE: readme(site, application, content.releases, head, needed),
         SCRIPT_FILE: script(),
-        f"keys/{signer.public_key.key_id[:16]}.pub": signer.public_key.pem.encode(),
+        **{f"keys/{key.key_id[:16]}.pub": key.pem.encode() for key in needed},
     }
     draft = Snapshot(
         format=FORMAT,
@@ -77,7 +83,27 @@ def publish_snapshot(
         files=_files(content, extras),
     )
     envelope = publish(objects, draft, signer, valid_days=valid_days, now=now or datetime.now(UTC))
+    for release in content.releases:
+        extras |= pointers(release.release, release.companions)
     return Published(open_snapshot(envelope, [signer.public_key], "The new snapshot"), envelope, extras)
+
+
+def _earlier(
+    objects: ObjectStore,
+    content: Content,
+    entries: Iterable[LedgerEntry],
+    own: PublicKey,
+    keys: Iterable[PublicKey],
+) -> list[PublicKey]:
+    """Those of `keys` besides `own` that signed an entry or a statement, in the order of their ids."""
+    others = {key.key_id: key for key in keys if key.key_id != own.key_id}
+    if not others:
+        return []
+    signers = {str(one["keyid"]) for entry in entries for one in entry.envelope["signatures"]}
+    for path in content.files:
+        if path.startswith("attestations/"):
+            signers |= {str(one["keyid"]) for one in json.loads(objects.get(path))["signatures"]}
+    return [others[key_id] for key_id in sorted(signers & set(others))]
 
 
 def write_bundle(path: Path, published: Published, objects: SiteStore, report: Report = no_report) -> None:

@@ -22,6 +22,7 @@ from sluice.infra.home import writing
 from sluice.infra.object_store import ObjectExists, ObjectStore
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import digest_bytes, digest_file, hex_of
+from sluice.provenance.collecting import is_aging, wait_for_collector
 from sluice.registry.transfer.pace import Pace, PacedReader
 from sluice.registry.transfer.snapshot import SnapshotFile
 from sluice.registry.transfer.source import Source
@@ -33,6 +34,10 @@ SMALL = 1 << 20
 """Up to this size a file is moved through memory, without a staging file."""
 PATIENCE = 5
 """Failures in a row without one byte of progress after which a transfer gives up."""
+
+
+_COLLECTED = ("blobs/", "manifests/")
+"""What garbage collection takes by its digest."""
 
 
 class SiteStore(ObjectStore, Source, Protocol):
@@ -90,9 +95,15 @@ class Mirror:
         Raises `IntegrityError` naming a file that is not what was listed or a key that holds something else,
         `UnavailableError` when a line stays cut: then running again goes on.
         """
-        self._done, self._total = 0, sum(move.file.size for wanted in rounds for move in wanted)
-        moved = [file for wanted in rounds for file in self._round(wanted)]
-        return Moved(len(moved), sum(file.size for file in moved), sum(map(len, rounds)), self._total)
+        total = sum(move.file.size for wanted in rounds for move in wanted)
+        content = [move.file.digest for wanted in rounds for move in wanted if move.key.startswith(_COLLECTED)]
+        moved: dict[str, int] = {}
+        while True:
+            self._done, self._total = 0, total
+            moved |= {file.path: file.size for wanted in rounds for file in self._round(wanted)}
+            # As whoever stores an artifact: a collector that had begun before these came may have taken a part.
+            if not _patiently(lambda: wait_for_collector(self._destination, content)):
+                return Moved(len(moved), sum(moved.values()), sum(map(len, rounds)), total)
 
     def _round(self, wanted: Sequence[Move]) -> list[SnapshotFile]:
         """The files that were missing."""
@@ -107,8 +118,10 @@ class Mirror:
         """Whether the file was missing."""
         file = move.file
         found = _patiently(lambda: self._destination.head(move.key))
-        # Content under its own digest was verified when it was written; one of another size is damaged and mended.
-        if found is not None and found.size == file.size and not move.once:
+        # Content under its own digest was verified when it was written; one of another size is damaged and mended, and
+        # one that the collector may take soon is written again.
+        aging = found is not None and move.key.startswith(_COLLECTED) and is_aging(found.modified)
+        if found is not None and found.size == file.size and not move.once and not aging:
             self._advance(file.size, f"{move.key} is there")
             return False
         if found is not None and move.once:

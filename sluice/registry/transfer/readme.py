@@ -13,13 +13,18 @@ SCRIPT_FILE = "verify_bundle.py"
 _HERE = "sluice.registry.transfer"
 
 
-def readme(site: str, application: str, releases: Sequence[ReleaseEntry], ledger: LedgerHead, key: PublicKey) -> bytes:
-    """The bundle's README: what it is, how to verify it without trusting it, what lies where."""
+def readme(
+    site: str, application: str, releases: Sequence[ReleaseEntry], ledger: LedgerHead, keys: Sequence[PublicKey]
+) -> bytes:
+    """The bundle's README: what it is, how to verify it without trusting it, what lies where.
+
+    `keys` signed something in it; the first one the list of its files.
+    """
     from jinja2 import Environment, StrictUndefined
 
     template = files(_HERE).joinpath("bundle_readme.md.j2").read_text()
     page = Environment(undefined=StrictUndefined, keep_trailing_newline=True).from_string(template)
-    return page.render(site=site, application=application, releases=releases, ledger=ledger, key=key).encode()
+    return page.render(site=site, application=application, releases=releases, ledger=ledger, keys=keys).encode()
 
 
 def script() -> bytes:

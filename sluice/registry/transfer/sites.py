@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -20,6 +20,7 @@ from sluice.infra.home import writing
 from sluice.infra.object_store import S3ObjectStore
 from sluice.infra.settings import ObjectStoreSettings
 from sluice.provenance.keys import PublicKey, Signer, read_public_key, read_trusted_keys
+from sluice.provenance.trust import TrustedSigner, TrustPolicy, load_policy
 from sluice.registry.mlflow_registry import MlflowRegistry
 from sluice.registry.transfer.snapshot import SITE_NAME, Snapshot, open_snapshot
 
@@ -96,7 +97,8 @@ class MlflowConfig(BaseModel):
 
 
 class SiteConfig(BaseModel):
-    """One site. `public_keys` signed its snapshots; `signing_key` is needed only where snapshots are made or noted."""
+    """One site. `public_keys` signed its snapshots; `signing_key` is needed only where snapshots are made or noted, and
+    `trust_policy` (its trust.yaml) with it where that site has one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -105,12 +107,14 @@ class SiteConfig(BaseModel):
     mlflow: MlflowConfig
     public_keys: tuple[Path, ...] = Field(min_length=1)
     signing_key: Path | None = None
+    trust_policy: Path | None = None
     accept_decisions_of: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Site:
-    """A site's servers and keys, opened. `signer` is None where this process may not sign for it."""
+    """A site's servers and keys, opened. `signer` is None where this process may not sign for it; `policy` says what
+    its keys may sign in its ledger."""
 
     name: str
     application: str
@@ -118,6 +122,7 @@ class Site:
     registry: MlflowRegistry
     keys: tuple[PublicKey, ...]
     signer: Signer | None
+    policy: TrustPolicy | None
     accept_decisions_of: tuple[str, ...]
 
 
@@ -182,7 +187,27 @@ def open_site(name: str, sites: Mapping[str, SiteConfig], folder: Path) -> Site:
         signer = Signer.load_or_create(signing_key)
         if signer.public_key.key_id not in {key.key_id for key in keys}:
             raise InputError(f"sites.{name}.signing_key is not the private half of one of its public_keys.")
-    return Site(name, config.application, objects, registry, keys, signer, config.accept_decisions_of)
+    policy = _policy(name, config, keys, signer, folder)
+    return Site(name, config.application, objects, registry, keys, signer, policy, config.accept_decisions_of)
+
+
+def _policy(
+    name: str, config: SiteConfig, keys: tuple[PublicKey, ...], signer: Signer | None, folder: Path
+) -> TrustPolicy | None:
+    """What that site's own installation goes by: an entry that it refuses would stand in the way of all later ones."""
+    if signer is None:
+        return None
+    own = signer.public_key
+    others = [key for key in keys if key.key_id != own.key_id]
+    if config.trust_policy is None:
+        return TrustPolicy.of((own, *others))
+    file = folder / config.trust_policy.expanduser()
+    if not file.is_file():
+        raise InputError(f"sites.{name}.trust_policy = {str(file)!r} does not exist.")
+    policy = load_policy(file, own, file.parent / "keys" / "trusted")
+    known = {one.key.key_id for one in policy.signers}
+    named = tuple(TrustedSigner(key.short, key) for key in others if key.key_id not in known)
+    return replace(policy, signers=(*policy.signers, *named))
 
 
 def _secret(field: str, variable: str | None, file: Path | None, folder: Path) -> str | None:

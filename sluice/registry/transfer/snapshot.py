@@ -94,7 +94,7 @@ class Snapshot(_Value):
 
     format: int
     site: str = Field(pattern=SITE_NAME)
-    number: int = Field(ge=1)
+    number: int = Field(ge=1, le=99_999_999)
     created: str
     expires: str
     application: str
@@ -133,6 +133,9 @@ def open_snapshot(data: bytes, keys: Iterable[PublicKey], place: str) -> Snapsho
         snapshot = Snapshot.model_validate_json(parsed.payload)
         if snapshot.format != FORMAT:
             raise IntegrityError(f"its format is {snapshot.format}, and this program reads {FORMAT}.")
+        if snapshot.ledger.name != snapshot.application:
+            # Under another name its entries would not be compared with those that were seen before.
+            raise IntegrityError(f"its ledger is that of {snapshot.ledger.name!r}, not of {snapshot.application!r}.")
         _check_paths(snapshot)
         parse_time(snapshot.created, "created")
         parse_time(snapshot.expires, "expires")

@@ -13,6 +13,7 @@ from sluice.infra.errors import IntegrityError, SluiceError
 from sluice.infra.object_store import ObjectInfo, ObjectMissing
 from sluice.infra.transfer import Moved, ignore_moved
 from sluice.provenance.canonical import digest_bytes
+from sluice.registry.transfer.companions import pointers
 from sluice.registry.transfer.snapshot import Snapshot
 
 KEPT_BYTES = 1 << 20
@@ -33,7 +34,11 @@ class ListedObjects:
     def __init__(self, snapshot: Snapshot, source: Source) -> None:
         self._source = source
         self._files = snapshot.by_path()
-        self._kept: dict[str, bytes] = {}
+        # Pointers follow from the signed list itself: at the site that it is from they may have moved on since.
+        made = [pair for one in snapshot.releases for pair in pointers(one.release, one.companions).items()]
+        self._kept = {
+            key: data for key, data in made if key in self._files and self._files[key].digest == digest_bytes(data)
+        }
         self._lock = threading.Lock()
 
     def get(self, key: str) -> bytes:

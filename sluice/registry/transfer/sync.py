@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,10 +57,11 @@ def publish_all(
     signer: Signer,
     registry: MlflowRegistry,
     *,
+    keys: Iterable[PublicKey] = (),
     with_base: bool = False,
     valid_days: float = VALID_DAYS,
 ) -> Published:
-    """The signed snapshot of all releases of a site that may leave it."""
+    """The signed snapshot of all releases of a site that may leave it. `keys` as in `publish_snapshot`."""
     versions = {v.digest: v for v in list_versions(registry, application) if v.tags.get("kind") == "adapter"}
     entries = ledger.entries()
     # What came from another site is that site's to hand over: its history is not among this one's steps.
@@ -78,6 +79,7 @@ def publish_all(
         wanted,
         site=site,
         application=application,
+        keys=keys,
         with_base=with_base,
         valid_days=valid_days,
     )
@@ -101,7 +103,7 @@ def receive(
     """
     require_newer(receiver.objects, snapshot, envelope)
     objects = ListedObjects(snapshot, source)
-    Verification(tuple(verify_chain(objects, snapshot, keys)), snapshot).require()
+    Verification(tuple(verify_chain(objects, snapshot, envelope, keys)), snapshot).require()
     entries = read_ledger(objects, snapshot, keys)
     if snapshot.application != receiver.application:
         raise InputError(
@@ -147,10 +149,17 @@ def sync(
         raise InputError(f"--from and --to are both {origin.name!r}.")
     report(0, 0, f"reading the releases of {origin.name}")
     if origin.signer is not None:
-        ledger = Ledger(origin.objects, origin.application, origin.signer, origin.keys)
+        ledger = Ledger(origin.objects, origin.application, origin.signer, policy=origin.policy)
         artifacts = ArtifactStore(origin.objects, work / "artifacts")
         envelope = publish_all(
-            origin.name, origin.application, origin.objects, artifacts, ledger, origin.signer, origin.registry
+            origin.name,
+            origin.application,
+            origin.objects,
+            artifacts,
+            ledger,
+            origin.signer,
+            origin.registry,
+            keys=origin.keys,
         ).envelope
     else:
         found = latest(origin.objects)
@@ -166,7 +175,9 @@ def sync(
         raise InputError(f"{place} is in the name of {snapshot.site!r}.", hint="Give that site this name in the file.")
     Verification((fresh(snapshot, datetime.now(UTC)),), snapshot).require()
     target_ledger = (
-        Ledger(target.objects, target.application, target.signer, target.keys) if target.signer is not None else None
+        Ledger(target.objects, target.application, target.signer, policy=target.policy)
+        if target.signer is not None
+        else None
     )
     receiver = Receiver(
         target.objects,

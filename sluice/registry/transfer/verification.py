@@ -18,19 +18,20 @@ from sluice.infra.errors import GateRefused, InputError, IntegrityError, SluiceE
 from sluice.infra.object_store import ObjectMissing
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.artifacts import ArtifactStore
+from sluice.provenance.attestation import verify_signatures
 from sluice.provenance.canonical import hex_of, short
 from sluice.provenance.key_changes import trust_of
 from sluice.provenance.keys import PublicKey, Signer
-from sluice.provenance.ledger import Ledger, LedgerEntry
+from sluice.provenance.ledger import Ledger, LedgerEntry, key_history
 from sluice.provenance.step_records import StepRecord, parse_record
 from sluice.provenance.steps import StepRunner
-from sluice.provenance.trust import Trust, TrustPolicy
+from sluice.provenance.trust import KeyHistory, Trust, TrustPolicy
 from sluice.registry.model_signature import find_signatures, signer_of, verify_model
 from sluice.registry.transfer.archive import SNAPSHOT_FILE, Archive
 from sluice.registry.transfer.companions import POINTERS, find_companions
 from sluice.registry.transfer.content import BASE_KIND
 from sluice.registry.transfer.released import Release, find_release
-from sluice.registry.transfer.snapshot import ReleaseEntry, Snapshot, open_snapshot, require_fresh
+from sluice.registry.transfer.snapshot import PAYLOAD_TYPE, ReleaseEntry, Snapshot, open_snapshot, require_fresh
 from sluice.registry.transfer.source import ListedObjects
 
 
@@ -71,6 +72,22 @@ def verify_bundle(
     `now` is the time at which it must not have expired. Raises `InputError` when there is no such file or no key;
     whatever is wrong with the bundle is a check that does not hold.
     """
+    try:
+        archive = Archive(path)
+    except IntegrityError as error:
+        return unsigned(error)
+    return verify_archive(archive, keys, now=now, report=report)
+
+
+def unsigned(error: IntegrityError) -> Verification:
+    """What is told of a bundle of which not even the signed list can be believed."""
+    return Verification((Check("signature", False, str(error)),), None)
+
+
+def verify_archive(
+    archive: Archive, keys: Sequence[PublicKey], *, now: datetime | None = None, report: Report = no_report
+) -> Verification:
+    """As `verify_bundle`, for a bundle that was opened: what is read of it afterwards is what was verified."""
     if not keys:
         raise InputError(
             "There is no public key to verify with.",
@@ -78,10 +95,9 @@ def verify_bundle(
         )
     checks: list[Check] = []
     try:
-        archive = Archive(path)
         snapshot = open_snapshot(archive.envelope, keys, SNAPSHOT_FILE)
     except IntegrityError as error:
-        return Verification((Check("signature", False, str(error)),), None)
+        return unsigned(error)
     checks.append(Check("signature", True, _signed(snapshot, archive.envelope)))
     checks.append(fresh(snapshot, now or datetime.now(UTC)))
     damages = archive.damages(snapshot, report)
@@ -89,7 +105,7 @@ def verify_bundle(
     count = f"{len(snapshot.files)} files, {snapshot.size:,} bytes: each is the one that was signed"
     checks.append(Check("bytes", not damages, told or count))
     if not damages:
-        checks.extend(verify_chain(ListedObjects(snapshot, archive), snapshot, keys))
+        checks.extend(verify_chain(ListedObjects(snapshot, archive), snapshot, archive.envelope, keys))
     return Verification(tuple(checks), snapshot)
 
 
@@ -102,9 +118,9 @@ def fresh(snapshot: Snapshot, now: datetime) -> Check:
     return Check("age", True, f"made {snapshot.created}, valid until {snapshot.expires}")
 
 
-def verify_chain(objects: ListedObjects, snapshot: Snapshot, keys: Sequence[PublicKey]) -> list[Check]:
-    """The ledger, and for each release: decision, approval, model, history, companions. Reads small files only,
-    unless companions are large."""
+def verify_chain(objects: ListedObjects, snapshot: Snapshot, envelope: bytes, keys: Sequence[PublicKey]) -> list[Check]:
+    """The ledger, that it goes on trusting who signed the snapshot, and for each release: decision, approval, model,
+    history, companions. Reads small files only, unless companions are large."""
     checks: list[Check] = []
     entries: list[LedgerEntry] = []
 
@@ -113,12 +129,13 @@ def verify_chain(objects: ListedObjects, snapshot: Snapshot, keys: Sequence[Publ
         signers = {entry.key_id[:12] for entry in entries}
         return f"{len(entries)} entries, an unbroken chain, signed by {', '.join(sorted(signers))}"
 
-    checks.append(_check("ledger", ledger))
-    if not checks[-1].ok:
-        return checks
+    # The site's own ledger says which keys followed those that we were given, and which were revoked.
+    for what, prove in (("ledger", ledger), ("signer", lambda: _signer(key_history(entries), envelope, keys))):
+        checks.append(_check(what, prove))
+        if not checks[-1].ok:
+            return checks
     objects.prefetch("steps/", "attestations/", "manifests/")
     policy, artifacts = TrustPolicy.of(keys), ArtifactStore(objects, Path(os.devnull))
-    # The site's own ledger says which keys followed those that we were given, and which were revoked.
     trust = trust_of(policy, _ledger(objects, snapshot, keys), artifacts)
     history = _History(objects, trust)
     for release in snapshot.releases:
@@ -142,7 +159,21 @@ def read_ledger(objects: ListedObjects, snapshot: Snapshot, keys: Sequence[Publi
 
 
 def _ledger(objects: ListedObjects, snapshot: Snapshot, keys: Sequence[PublicKey]) -> Ledger:
-    return Ledger(objects, snapshot.ledger.name, _nobody(), policy=TrustPolicy.of(keys))
+    return Ledger(objects, snapshot.ledger.name, nobody(), policy=TrustPolicy.of(keys))
+
+
+def _signer(history: KeyHistory, envelope: bytes, keys: Sequence[PublicKey]) -> str:
+    """No snapshot was ever referred to before a revocation: whoever has the revoked key could have made this one."""
+    _, signers = verify_signatures(json.loads(envelope), keys, PAYLOAD_TYPE)
+    counting = [key_id for key_id in signers if key_id not in history.revocations]
+    if not counting:
+        revoked = history.revocations[signers[0]]
+        raise IntegrityError(
+            f"The snapshot is signed by key {signers[0][:12]}, which {revoked.by} revoked at {revoked.time}: "
+            f"{revoked.reason} (ledger entry {revoked.sequence}).",
+            hint="Ask that site for a new export, and its people for their new key.",
+        )
+    return f"the ledger knows of no revocation of key {counting[0][:12]}, which signed the snapshot"
 
 
 class _History:
@@ -151,7 +182,7 @@ class _History:
     def __init__(self, objects: ListedObjects, trust: Trust) -> None:
         self._objects = objects
         self._artifacts = ArtifactStore(objects, Path(os.devnull))
-        self._runner = StepRunner(objects, self._artifacts, _nobody(), Path(os.devnull), trust=lambda: trust)
+        self._runner = StepRunner(objects, self._artifacts, nobody(), Path(os.devnull), trust=lambda: trust)
         self._makers: dict[str, list[StepRecord]] | None = None
         self._verified: set[str] = set()
 
@@ -310,7 +341,7 @@ def _check(name: str, prove: Callable[[], str]) -> Check:
         return Check(name, False, f"A signed file has another form than expected: {error!r}.")
 
 
-def _nobody() -> Signer:
+def nobody() -> Signer:
     """A key made for this moment: the ledger and the step runner are only read, and nothing is signed by it."""
     from securesystemslib.signer import CryptoSigner
 

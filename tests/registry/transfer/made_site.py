@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sluice.infra.object_store import ObjectStore
 from sluice.provenance.artifacts import ArtifactStore
-from sluice.provenance.attestation import Signer
+from sluice.provenance.attestation import PublicKey, Signer
 from sluice.provenance.canonical import Json, canonical_json, digest_bytes
 from sluice.provenance.ledger import Ledger
 from sluice.provenance.releases import promote, read_state, record_approval, record_decision
 from sluice.provenance.steps import StepKey, StepOutput, StepRecord, StepRunner
+from sluice.registry.model_signature import sign_model, store_signature
 from sluice.registry.transfer.content import Wanted
 from sluice.registry.transfer.export import Published, publish_snapshot
 from tests.support.directory_store import DirectoryStore
@@ -28,7 +29,7 @@ class MadeSite:
     release, approved unless told not."""
 
     def __init__(self, folder: Path, name: str, objects: ObjectStore | None = None) -> None:
-        self.name = name
+        self.name, self.folder = name, folder
         self.store = DirectoryStore(folder / "objects")
         self.objects = objects or self.store
         self.signer = Signer.load_or_create(folder / "keys" / "signing.pem")
@@ -63,11 +64,28 @@ class MadeSite:
             record_approval(self.ledger, adapter=adapter, approver="ann")
         return adapter
 
+    def sign(self, adapter: str, signer: Signer | None = None) -> str:
+        """Digest of a signature of an adapter, which names the statement of its training."""
+        made = [record for record in self.steps.records() if adapter in record.output.artifacts.values()]
+        data = sign_model(self.artifacts.fetch(adapter), signer or self.signer)
+        signed, statement = datetime.now(UTC).isoformat(), made[0].statement
+        return store_signature(
+            self.objects, self.artifacts, subject=adapter, data=data, signed=signed, statement=statement
+        ).digest
+
+    def reopen(self, signer: Signer, trusted: tuple[PublicKey, ...] = ()) -> None:
+        """Go on with another key; those of before are trusted still."""
+        self.signer = signer
+        self.steps = StepRunner(self.objects, self.artifacts, signer, self.folder / "work")
+        self.ledger = Ledger(self.objects, "assistant", signer, trusted)
+
     def promote(self, adapter: str) -> None:
         before = read_state(self.ledger).champion()
         promote(self.ledger, release=adapter, expected_champion=before, actor="release")
 
-    def publish(self, *releases: str, valid_days: float = 30, now: datetime | None = None) -> Published:
+    def publish(
+        self, *releases: str, valid_days: float = 30, now: datetime | None = None, keys: Iterable[PublicKey] = ()
+    ) -> Published:
         wanted = [Wanted(one, number, {"owner": "ann"}) for number, one in enumerate(releases, start=1)]
         return publish_snapshot(
             self.objects,
@@ -77,6 +95,7 @@ class MadeSite:
             wanted,
             site=self.name,
             application="assistant",
+            keys=keys,
             valid_days=valid_days,
             now=now,
         )

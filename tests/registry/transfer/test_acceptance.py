@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +13,8 @@ import pytest
 from sluice.infra.errors import InputError, IntegrityError, UnavailableError
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.attestation import Signer
+from sluice.provenance.canonical import canonical_json
+from sluice.provenance.collecting import GRACE_S
 from sluice.provenance.steps import read_records
 from sluice.registry.mlflow_registry import MlflowRegistry
 from sluice.registry.transfer.acceptance import accept, highest_accepted
@@ -151,6 +155,85 @@ def test_rewritten_ledger_is_refused(north: MadeSite, here: DirectoryStore, stag
     with pytest.raises(IntegrityError, match="cut or rewritten"):
         take(here, reborn, reborn.publish(reborn.release(6)), staging)
     assert content(here) == before
+
+
+def test_a_ledger_under_another_name_is_refused(north: MadeSite, here: DirectoryStore, staging: Path) -> None:
+    take(here, north, north.publish(north.release(0)), staging)
+    before = content(here)
+    published = north.publish(north.release(1))
+    other = {**published.snapshot.ledger.model_dump(), "name": "another"}
+    lie = resigned(published, north.signer, ledger=other)
+    with pytest.raises(IntegrityError, match="its ledger is that of 'another', not of 'assistant'"):
+        open_snapshot(lie, [north.signer.public_key], "it")
+    ledger = published.snapshot.ledger.model_copy(update={"name": "another"})
+    with pytest.raises(IntegrityError, match="it is another one"):
+        accept(here, published.snapshot.model_copy(update={"ledger": ledger}), lie, north.store, staging)
+    assert content(here) == before
+
+
+def test_two_applications_of_a_site_have_a_ledger_each(
+    north: MadeSite, here: DirectoryStore, staging: Path, tmp_path: Path
+) -> None:
+    """And the snapshot of one in between hides nothing of the other."""
+    first = north.publish(north.release(0))
+    take(here, north, first, staging)
+    between = resigned(
+        first,
+        north.signer,
+        number=2,
+        application="translator",
+        ledger={**first.snapshot.ledger.model_dump(), "name": "translator"},
+        files=[],
+    )
+    accept(here, open_snapshot(between, [north.signer.public_key], "it"), between, north.store, staging)
+    reborn = MadeSite(tmp_path / "reborn", "north")
+    reborn.signer = north.signer
+    published = reborn.publish(reborn.release(5))
+    lie = resigned(published, north.signer, number=3)
+    with pytest.raises(IntegrityError, match="cut or rewritten"):
+        accept(here, open_snapshot(lie, [north.signer.public_key], "it"), lie, reborn.store, staging)
+
+
+def test_a_number_that_has_no_place_is_refused(north: MadeSite) -> None:
+    lie = resigned(north.publish(north.release()), north.signer, number=100_000_000)
+    with pytest.raises(IntegrityError, match="cannot be read"):
+        open_snapshot(lie, [north.signer.public_key], "it")
+
+
+def test_a_new_decision_there_brings_its_new_bill_of_materials(
+    north: MadeSite, here: DirectoryStore, staging: Path
+) -> None:
+    release = north.release()
+    for content_of in (b"first", b"second"):
+        bom = north.artifacts.put_files({"bom.json": content_of}, "bom").digest
+        north.objects.put(pointer_key("bom", release), canonical_json({"bom": bom}))
+        take(here, north, north.publish(release), staging)
+        assert find_companions(here, release) == {"bom": bom}
+
+
+def test_what_the_collector_may_take_soon_is_written_again(
+    north: MadeSite, here: DirectoryStore, staging: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = north.release()
+    published = north.publish(release)
+    take(here, north, published, staging)
+    old = time.time() - GRACE_S * 0.6
+    collected = [info.key for info in here.list("") if info.key.startswith(("blobs/", "manifests/"))]
+    for key in collected:
+        os.utime(here.root / key, (old, old))
+    asked: list[int] = []
+
+    def collector(_: object, digests: list[str]) -> bool:
+        """One that had begun before takes the adapter's manifest, once."""
+        asked.append(len(digests))
+        if len(asked) == 1:
+            here.delete(f"manifests/sha256/{release[7:]}")
+        return len(asked) == 1
+
+    monkeypatch.setattr("sluice.registry.transfer.mirror.wait_for_collector", collector)
+    take(here, north, published, staging)
+    assert asked == [len(collected)] * 2
+    assert all((found := here.head(key)) and found.modified > old + 1 for key in collected)
 
 
 def test_cut_line_leaves_nothing_to_be_seen_and_goes_on(

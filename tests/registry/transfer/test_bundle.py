@@ -12,14 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sluice.infra.errors import GateRefused, InputError, IntegrityError
-from sluice.provenance.attestation import Signer
+from sluice.infra.settings import Settings
+from sluice.pipelines.sites import verify as verify_here
+from sluice.provenance.attestation import PublicKey, Signer
 from sluice.provenance.canonical import digest_bytes, hex_of
+from sluice.provenance.key_changes import revoke, rotate
 from sluice.provenance.releases import record_failure, record_rejection
 from sluice.registry.model_signature import sign_model, store_signature
 from sluice.registry.transfer.archive import Archive, write_archive
 from sluice.registry.transfer.export import write_bundle
 from sluice.registry.transfer.readme import script
-from sluice.registry.transfer.verification import Verification, verify_bundle
+from sluice.registry.transfer.sites import trust_site
+from sluice.registry.transfer.verification import Verification, verify_archive, verify_bundle
 from tests.registry.transfer.made_site import MadeSite, resigned
 
 
@@ -60,7 +64,7 @@ def test_whole_chain_is_proven_with_the_public_key_alone(bundle: Path, site: Mad
     found = verify(bundle, site)
     assert found.ok, found.checks
     told = {check.name.split(" of ")[0]: check.detail for check in found.checks}
-    assert list(told) == ["signature", "age", "bytes", "ledger", "decision", "model", "history", "companions"]
+    assert list(told) == ["signature", "age", "bytes", "ledger", "signer", "decision", "model", "history", "companions"]
     assert "approved by ann" in told["decision"]
     assert "from base-model, harvest through the dataset" in told["history"]
     assert "1 traces" in told["history"]
@@ -313,6 +317,106 @@ def test_companions_travel_when_they_are_there(tmp_path: Path) -> None:
     found = verify(tmp_path / "out.tar", site)
     assert found.ok, found.checks
     assert f"signed by key {site.signer.public_key.short}" in found.checks[-1].detail
+
+
+def rotated(site: MadeSite, folder: Path) -> tuple[PublicKey, Signer]:
+    """The key of before and the signer of now, after a rotation."""
+    lost = site.signer.public_key
+    rotate(site.ledger, site.signer, folder / "trusted", "bob")
+    new = Signer.load_or_create(folder / "keys" / "signing.pem")
+    site.reopen(new, (lost,))
+    return lost, new
+
+
+def checked(bundle: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    (bundle.parent / "check.py").write_bytes(script())
+    command = [sys.executable, "-I", "check.py", str(bundle), *arguments]
+    return subprocess.run(command, cwd=bundle.parent, env={}, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_after_a_rotation_the_bundle_holds_both_keys_and_the_script_takes_them(tmp_path: Path) -> None:
+    site = MadeSite(tmp_path, "north")
+    release = site.release()
+    lost, new = rotated(site, tmp_path)
+    unused = Signer.load_or_create(tmp_path / "unused.pem").public_key
+    path = tmp_path / "out.tar"
+    write_bundle(path, site.publish(release, keys=(new.public_key, lost, unused)), site.store)
+    with tarfile.open(path) as tar:
+        keys = {Path(name).stem for name in tar.getnames() if name.startswith("keys/")}
+        stream = tar.extractfile("README.md")
+        assert stream is not None
+        assert f"- `{lost.key_id}`" in stream.read().decode()
+    assert keys == {new.public_key.key_id[:16], lost.key_id[:16]}
+    (tmp_path / "old.pub").write_text(lost.pem)
+    alone = checked(path, "keys/signing.pem.pub")
+    assert "NOT VERIFIED" in alone.stderr
+    both = checked(path, "keys/signing.pem.pub", "old.pub", "model")
+    assert both.returncode == 0, both.stderr
+    assert list((tmp_path / "model").iterdir())
+    assert verify_bundle(path, [new.public_key, lost]).ok
+
+
+def test_a_snapshot_by_a_key_that_its_ledger_revokes_is_refused(tmp_path: Path) -> None:
+    site = MadeSite(tmp_path, "north")
+    release = site.release()
+    Signer.load_or_create(tmp_path / "stolen.pem")
+    (tmp_path / "stolen.pem").write_bytes((tmp_path / "keys" / "signing.pem").read_bytes())
+    stolen = Signer.load_or_create(tmp_path / "stolen.pem")
+    lost, new = rotated(site, tmp_path)
+    revoke(site.ledger, site.artifacts, site.steps.records, lost, signer=new, reason="stolen", actor="bob")
+    published = site.publish(release)
+    lie = resigned(published, stolen)
+    path = tmp_path / "lie.tar"
+    write_bundle(path, type(published)(published.snapshot, lie, published.extras), site.store)
+    found = verify_bundle(path, [new.public_key, lost])
+    assert not found.ok
+    assert [check.name for check in found.checks if not check.ok] == ["signer"]
+    assert "bob revoked at" in found.checks[-1].detail
+    (tmp_path / "old.pub").write_text(lost.pem)
+    assert "a key that the ledger revokes" in checked(path, "keys/signing.pem.pub", "old.pub").stderr
+    write_bundle(tmp_path / "good.tar", published, site.store)
+    assert verify_bundle(tmp_path / "good.tar", [new.public_key, lost]).ok
+
+
+def test_the_newest_signature_travels_as_the_first(tmp_path: Path) -> None:
+    site = MadeSite(tmp_path, "north")
+    release = site.release()
+    _sign(site, release, Signer.load_or_create(tmp_path / "stranger.pem"))
+    newest = _sign(site, release, site.signer)
+    published = site.publish(release)
+    assert published.snapshot.releases[0].companions == {"signature": newest}
+    assert [file.path for file in published.snapshot.files if file.path.startswith("signatures/")] == [
+        f"signatures/{hex_of(release)}.json"
+    ]
+    write_bundle(tmp_path / "out.tar", published, site.store)
+    assert verify(tmp_path / "out.tar", site).ok
+
+
+def test_without_a_key_only_those_of_the_site_that_it_names_count(bundle: Path, site: MadeSite, tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    home = Settings(home=tmp_path / "home")
+    trust_site(home.home, "south", site.public_key_file)
+    found = verify_here(home, bundle, [], now=now)
+    assert [(check.name, check.ok) for check in found.checks] == [("signature", False)]
+    assert "is from site 'north'" in found.checks[0].detail
+    # This site's own bundle, by its own key.
+    own = tmp_path / "own"
+    (own / "keys").mkdir(parents=True)
+    (own / "keys" / "signing.pem.pub").write_text(site.signer.public_key.pem)
+    assert verify_here(Settings(home=own, site="north"), bundle, [], now=now).ok
+    assert not verify_here(Settings(home=own, site="west"), bundle, [], now=now).ok
+
+
+def test_what_was_opened_is_what_is_verified(bundle: Path, site: MadeSite, tmp_path: Path) -> None:
+    """A file that is exchanged after it was opened is not taken for the one that was."""
+    path = tmp_path / "out.tar"
+    path.write_bytes(bundle.read_bytes())
+    archive = Archive(path)
+    other = tmp_path / "other.tar"
+    write_bundle(other, site.publish(site.release(2)), site.store)
+    other.replace(path)
+    assert verify(path, site).ok
+    assert not verify_archive(archive, [site.signer.public_key]).ok
 
 
 def test_model_signed_by_a_stranger_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ import pytest
 
 from sluice.infra.errors import InputError
 from sluice.provenance.attestation import Signer
+from sluice.provenance.ledger import Ledger
+from sluice.provenance.trust import SignerRefused
 from sluice.registry.transfer.sites import open_site, read_sites, trust_site, trusted_sites
+from tests.support.directory_store import DirectoryStore
 
 SITES = """
 sites:
@@ -67,6 +70,24 @@ def test_signing_key_has_to_belong_to_the_site(folder: Path) -> None:
     (folder / "sites.yaml").write_text(SITES.replace("signing_key: north.pem", "signing_key: other.pem"))
     with pytest.raises(InputError, match="private half"):
         open_site("north", read_sites(folder / "sites.yaml"), folder)
+
+
+def test_nothing_is_written_that_the_policy_of_the_site_refuses(folder: Path) -> None:
+    objects = DirectoryStore(folder / "objects")
+    (folder / "sites.yaml").write_text(f"{SITES}    trust_policy: trust.yaml\n")
+    with pytest.raises(InputError, match=r"sites\.north\.trust_policy = .* does not exist"):
+        open_site("north", read_sites(folder / "sites.yaml"), folder)
+    people = Signer.load_or_create(folder / "people.pem").public_key
+    (folder / "people.pub").write_text(people.pem)
+    policy = "signers: {people: {key: people.pub}}\nrules: [{ledger: import, signers: [people]}]\n"
+    (folder / "trust.yaml").write_text(policy)
+    site = open_site("north", read_sites(folder / "sites.yaml"), folder)
+    assert site.signer is not None
+    ledger = Ledger(objects, "assistant", site.signer, policy=site.policy)
+    with pytest.raises(SignerRefused, match="only people may"):
+        ledger.append("import", {}, "ann", expected_head=None)
+    assert list(objects.list("ledger/")) == []
+    ledger.append("note", {}, "ann", expected_head=None)
 
 
 def test_trust_is_by_site_and_a_key_speaks_for_one(tmp_path: Path) -> None:
