@@ -107,17 +107,18 @@ def approve(
     The gate's verdict is in the version's page. A refused candidate can only be forced where the installation allows
     it, with a name and a reason; the canary still judges it.
     """
-    from sluice.components.champion import current_champion
     from sluice.components.changes import changes_against
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.approvals import find_candidate, override, record
+    from sluice.provenance.releases import read_state
 
     person = acting_as(load_settings(), "approve", f"version {version}", by)
     if force:
         require(load_settings(), "override", f"version {version}")
     workspace = open_workspace()
     found = find_candidate(workspace, version)
-    changes = changes_against(workspace, found.digest, current_champion(workspace))
+    champion = read_state(workspace.ledger).champion()
+    changes = changes_against(workspace, found.digest, champion) if champion else []
     if not as_json:
         _show_changes(changes)
     if force:
