@@ -118,7 +118,7 @@ def approve(
     workspace = open_workspace()
     found = find_candidate(workspace, version)
     champion = read_state(workspace.ledger).champion()
-    changes = changes_against(workspace, found.digest, champion) if champion else []
+    changes = changes_against(workspace, found.digest, champion) if champion else ()
     if not as_json:
         _show_changes(changes)
     if force:
