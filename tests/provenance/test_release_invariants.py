@@ -1,6 +1,6 @@
 """Invariants 1, 2, 3, 6 and 8 in histories of actors, machines, faults and races, judged by the bare ledger.
 
-The default is a hundred histories; `SLUICE_HISTORIES=10000 pytest -s` runs ten thousand and prints what happened there.
+The default is fifty histories; `SLUICE_HISTORIES=10000 pytest -s` runs ten thousand and prints what happened there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from sluice.provenance.steps import StepKey, StepOutput, StepRunner
 from tests.provenance.judge import Judge
 from tests.support.faulty_store import FAULTS, FaultKind, FaultyStore, ProcessDied
 
-HISTORIES = int(os.environ.get("SLUICE_HISTORIES", "100"))
+HISTORIES = int(os.environ.get("SLUICE_HISTORIES", "50"))
 ACTORS = ("ann", "bob", "policy")
 CODE = digest_bytes(b"code")
 BASE, SYNTHETIC = digest_bytes(b"base"), digest_bytes(b"a")
