@@ -11,10 +11,11 @@ from typing import Any
 from sluice.components.curate import corpus_licences
 from sluice.components.task import Task
 from sluice.components.workspace import Workspace
-from sluice.provenance.canonical import Json, canonical_json, hex_of, short
+from sluice.provenance.canonical import Json, short
 from sluice.provenance.code import lock_digests, lock_files
 from sluice.provenance.steps import StepOutput
 from sluice.registry.bom import BOM_FILE, Material, Metric, ModelCard, build_bom
+from sluice.registry.transfer.companions import pointers
 
 
 def bill_of_materials(running: Task, adapter: str, statement: Json, *, dataset: str, decision: str) -> str:
@@ -62,7 +63,8 @@ def bill_of_materials(running: Task, adapter: str, statement: Json, *, dataset: 
     )
     bom = record.output.artifacts["bom"]
     # The latest one: a new decision about the same adapter makes a new bill.
-    workspace.objects.put(f"boms/{hex_of(adapter)}.json", canonical_json({"bom": bom}))
+    for key, pointer in pointers(adapter, {"bom": bom}).items():
+        workspace.objects.put(key, pointer)
     return bom
 
 

@@ -60,7 +60,10 @@ def verify_signature(workspace: Workspace, adapter: str) -> tuple[ModelSignature
     Both are by a key that counts here or, for an adapter that the ledger says was imported, both by one of the site it
     came from. Raises `IntegrityError` with the reason of the last signature there is.
     """
-    folder = workspace.folder(adapter)
+    return _verify(workspace, adapter, workspace.folder(adapter))
+
+
+def _verify(workspace: Workspace, adapter: str, folder: Path) -> tuple[ModelSignature, Json]:
     refusal = IntegrityError(
         f"The adapter {short(adapter)} has no signature.",
         hint="Train it here again, or import it with its signature: it is signed by whoever trained it.",
@@ -90,8 +93,8 @@ def verify_release(workspace: Workspace, release: str, *, undecided: bool = Fals
 
     if not undecided:
         _require_decided(workspace, release)
-    verify_signature(workspace, release)
     folder = workspace.folder(release)
+    _verify(workspace, release, folder)
     require_files(folder)
     read_header(folder / WEIGHTS)
     return folder

@@ -14,13 +14,14 @@ from sluice.components.served import router
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import UnavailableError
 from sluice.pipelines.runs import list_runs
-from sluice.provenance.collect import Collector, Roots, ledger_roots, merge_roots
+from sluice.provenance.canonical import digests_in
+from sluice.provenance.collect import Collector
 from sluice.provenance.collecting import GRACE_S
 from sluice.provenance.ledger import Ledger
+from sluice.provenance.roots import Roots, ledger_roots, merge_roots
 
 POINTERS = {"base-models/": "a base model", "holdouts/": "a frozen holdout", "indexes/": "a live index"}
 """Objects that name an artifact: `{"digest": ...}`, of all applications in the object store."""
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _INDEX_SUFFIX = re.compile(r"_([0-9a-f]{12})$")
 
 
@@ -100,6 +101,6 @@ def _runs(workspace: Workspace) -> Roots:
     for run in list_runs(workspace.settings):
         if run.alive:
             tasks = [(state.outputs, state.values, state.steps) for state in run.tasks().values()]
-            for digest in _DIGEST.findall(json.dumps([run.parameters, tasks])):
+            for digest in digests_in([run.parameters, tasks]):
                 live[digest] = "a run under way"
     return Roots(live)

@@ -13,9 +13,9 @@ from sluice.components.lineage import open_lineage, serving, with_decisions
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import InputError
 from sluice.infra.progress import Report, no_report
+from sluice.provenance.canonical import is_digest
 from sluice.provenance.lineage import SOURCES, LineageIndex, Node
 
-_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 _TRACE = re.compile(r"^(tr-)?[0-9a-f]{32}$")
 _HINT = "A digest is sha256: and 64 hex digits, a trace id 32 hex digits; or write user:ID or document:ID."
 
@@ -84,7 +84,7 @@ def identify(workspace: Workspace, index: LineageIndex, subject: str) -> tuple[s
     kind, colon, rest = subject.partition(":")
     if colon and kind in SOURCES and rest:
         return kind, rest.removeprefix("tr-") if kind == "trace" else rest
-    if _DIGEST.match(subject):
+    if is_digest(subject):
         return "", subject
     if _TRACE.match(subject):
         return "trace", subject.removeprefix("tr-")

@@ -18,6 +18,7 @@ Json = Any
 """A JSON value: None, bool, int, float, str, list or dict with string keys."""
 
 _DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
+_DIGESTS = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def canonical_json(value: Json) -> bytes:
@@ -44,9 +45,19 @@ def digest_file(path: Path) -> str:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_digest(value: str) -> bool:
+    """Whether the text is a digest."""
+    return _DIGEST.match(value) is not None
+
+
+def digests_in(value: Json) -> list[str]:
+    """Every digest that stands anywhere in a JSON value."""
+    return _DIGESTS.findall(json.dumps(value, default=dict))
+
+
 def require_digest(value: str, name: str = "digest") -> str:
     """`value` itself when it is a digest; else `InputError` naming it."""
-    if not _DIGEST.match(value):
+    if not is_digest(value):
         raise InputError(f"{name} = {value!r} is not a digest.", hint="Expected sha256: and 64 hexadecimal digits.")
     return value
 

@@ -12,7 +12,6 @@ marked anew, and each object's age is asked once more right before it goes.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,28 +22,25 @@ from sluice.infra.errors import InputError, IntegrityError
 from sluice.infra.object_store import ObjectMissing, ObjectStore
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.artifacts import ArtifactStore, blob_key, manifest_key
-from sluice.provenance.canonical import Json, canonical_json, digest_bytes, digest_json, hex_of, require_digest
+from sluice.provenance.canonical import (
+    Json,
+    canonical_json,
+    digest_bytes,
+    digest_json,
+    digests_in,
+    hex_of,
+    require_digest,
+)
 from sluice.provenance.collecting import GRACE_S, Announcement
 from sluice.provenance.lease import Leases
-from sluice.provenance.ledger import LedgerEntry
 from sluice.provenance.manifest import Manifest
-from sluice.provenance.release_state import ReleaseState
+from sluice.provenance.roots import Roots
 from sluice.provenance.step_records import StepRecord, parse_record
-from sluice.provenance.times import parse_time
 
 PLAN_VERSION = 1
 _MANIFESTS, _BLOBS, _STEPS, _SITES = "manifests/sha256/", "blobs/sha256/", "steps/", "sites/"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _BATCH = 500
 _READERS = 16
-
-
-@dataclass(frozen=True)
-class Roots:
-    """What must stay, digests with the reason. From `live` everything behind it stays too; `evidence` stays alone."""
-
-    live: Mapping[str, str] = field(default_factory=dict)
-    evidence: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -241,7 +237,7 @@ class Collector:
     def _beyond(self, makers: Mapping[str, list[StepRecord]]) -> Callable[[str], Iterator[str]]:
         def beyond(digest: str) -> Iterator[str]:
             if digest in self._manifests:
-                yield from _digests_in(self._manifests[digest].metadata)
+                yield from digests_in(self._manifests[digest].metadata)
             for record in makers.get(digest, ()):
                 yield from _named(record)
 
@@ -313,59 +309,6 @@ class Collector:
         return Plan(raw["created"], raw["grace_s"], artifacts, blobs)
 
 
-def ledger_roots(entries: Iterable[LedgerEntry], now: datetime) -> Roots:
-    """What one application's verified ledger keeps: releases that may serve, and the evidence of all decisions.
-
-    Live are the champion, the champions that a rollback may go to, releases with weight, those with an approval, and
-    those whose decision has not expired. What a live release's decision rests on stays whole.
-    """
-    state = ReleaseState(list(entries))
-    name = state.entries[0].ledger if state.entries else ""
-    live: dict[str, str] = {}
-    champion = state.champion()
-    if champion is not None:
-        live[champion] = f"champion of {name}"
-    for release in state.previous_champions():
-        live.setdefault(release, f"earlier champion of {name}: a rollback may go there")
-    releases = [e.body.get("adapter") or e.body.get("release") for e in state.entries]
-    for release in dict.fromkeys(one for one in releases if one):
-        decision = state.decision_for(release)
-        if state.weight(release) > 0:
-            live.setdefault(release, f"release of {name} with users")
-        elif state.approval_for(release) is not None and not state.failed(release):
-            live.setdefault(release, f"approved release of {name}")
-        elif decision is not None and parse_time(decision.expires, "expires") > now:
-            live.setdefault(release, f"candidate of {name} with an unexpired decision")
-    for entry in state.entries:
-        if entry.kind == "import" and state.decision_for(entry.body["release"]) is None:
-            live.setdefault(entry.body["release"], f"imported into {name}, not decided on yet")
-        if entry.kind == "revocation":
-            # Without it nobody can tell any more what that key's signatures still count for.
-            live.setdefault(entry.body["kept"], f"what a revoked key of {name} had signed")
-    evidence: dict[str, str] = {}
-    for entry in state.entries:
-        about = entry.body.get("adapter") or entry.body.get("release")
-        for part in ("report", "holdout", "analysis"):
-            digest = entry.body.get(part)
-            if digest and about in live:
-                live.setdefault(digest, f"what decided on a live release of {name}")
-            elif digest:
-                evidence.setdefault(digest, f"evidence in the ledger of {name}")
-    return Roots(live, evidence)
-
-
-def merge_roots(*roots: Roots) -> Roots:
-    """All of them; where two give a reason, the first one's."""
-    live: dict[str, str] = {}
-    evidence: dict[str, str] = {}
-    for one in roots:
-        for digest, reason in one.live.items():
-            live.setdefault(digest, reason)
-        for digest, reason in one.evidence.items():
-            evidence.setdefault(digest, reason)
-    return Roots(live, evidence)
-
-
 def _reach(start: str, reason: str, live: dict[str, str], beyond: Callable[[str], Iterator[str]]) -> None:
     if start in live:
         return
@@ -382,12 +325,8 @@ def _named(record: StepRecord) -> Iterator[str]:
     """Every digest that a step record names: inputs, outputs, and what is pinned in parameters and values."""
     yield from record.key.inputs.values()
     yield from record.output.artifacts.values()
-    yield from _digests_in(dict(record.key.parameters))
-    yield from _digests_in(dict(record.output.values))
-
-
-def _digests_in(value: Json) -> list[str]:
-    return _DIGEST.findall(json.dumps(value, default=dict))
+    yield from digests_in(dict(record.key.parameters))
+    yield from digests_in(dict(record.output.values))
 
 
 def _batches(items: tuple[Doomed, ...], size: int) -> Iterator[list[Doomed]]:

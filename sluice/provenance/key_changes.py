@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from sluice.infra.errors import ConflictError, InputError
 from sluice.provenance.artifacts import ArtifactStore
-from sluice.provenance.canonical import Json, canonical_json
+from sluice.provenance.canonical import Json, canonical_json, is_digest
 from sluice.provenance.keys import PublicKey, Signer, create_key, write_once
 from sluice.provenance.ledger import Draft, Ledger, LedgerEntry, key_history
 from sluice.provenance.step_records import StepRecord
 from sluice.provenance.trust import OWN, Trust, TrustPolicy
 
 KEPT_FILE = "kept.json"
-_DIGEST = re.compile(r"^sha256:[0-9a-f]{64}$")
 
 
 def trust_of(policy: TrustPolicy, ledger: Ledger, artifacts: ArtifactStore) -> Trust:
@@ -122,7 +120,7 @@ def referred_to(entries: Iterable[LedgerEntry], records: Iterable[StepRecord]) -
 
 def _digests(value: Json) -> Iterator[str]:
     if isinstance(value, str):
-        if _DIGEST.match(value):
+        if is_digest(value):
             yield value
     elif isinstance(value, Mapping):
         for item in value.values():

@@ -10,7 +10,6 @@ Tags on the page (MLflow sorts them by name): `approval`, `approval.by`, `approv
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from sluice.infra.errors import ConflictError, InputError
 from sluice.infra.progress import Report, no_report
-from sluice.provenance.canonical import require_digest, short
+from sluice.provenance.canonical import is_digest, require_digest, short
 from sluice.registry import links
 from sluice.registry.description import VERDICTS, describe
 from sluice.registry.logged_models import DIGEST_TAG, create_model, log_model
@@ -35,8 +34,6 @@ NOWHERE = "none"
 UNGATED, WAITING, BLOCKED = "waits for gate", "waiting", "blocked by gate"
 """Values of the tag `approval` before a person decides."""
 RESERVED_TAGS = (DIGEST_TAG, "kind", "gate", "decision", "approval", "champion")
-
-_DIGEST_VALUE = re.compile(r"^sha256:[0-9a-f]{64}$")
 
 
 @dataclass(frozen=True)
@@ -261,7 +258,7 @@ def _version(registry: MlflowRegistry, raw: Mapping[str, Any]) -> Version:
 
 def _tag(name: str, value: str) -> str:
     """Digests are sorted to the end of the page, behind what people look for."""
-    return f"{DIGEST_TAG}.{name}" if _DIGEST_VALUE.match(value) else name
+    return f"{DIGEST_TAG}.{name}" if is_digest(value) else name
 
 
 def _require_same(found: Version, expected: Mapping[str, str]) -> None:

@@ -12,7 +12,8 @@ from sluice.infra.settings import ObjectStoreSettings
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.attestation import Signer
 from sluice.provenance.canonical import digest_bytes
-from sluice.provenance.collect import Collector, Roots
+from sluice.provenance.collect import Collector
+from sluice.provenance.roots import Roots
 from sluice.provenance.steps import StepKey, StepOutput, StepRunner
 from tests.integration.test_provenance_s3 import store as store
 

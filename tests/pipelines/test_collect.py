@@ -19,9 +19,9 @@ from sluice.pipelines.runs import Run
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.attestation import Signer
 from sluice.provenance.canonical import digest_bytes
-from sluice.provenance.collect import Roots
 from sluice.provenance.ledger import Ledger
 from sluice.provenance.releases import record_decision
+from sluice.provenance.roots import Roots
 from sluice.provenance.trust import TrustPolicy
 from tests.support.directory_store import DirectoryStore
 

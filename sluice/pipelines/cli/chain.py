@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +9,7 @@ import typer
 from rich.markup import escape
 from rich.tree import Tree
 
-from sluice.infra.progress import Report, no_report
-from sluice.pipelines.cli.output import JsonFlag, console, error_console, show_json, show_table
+from sluice.pipelines.cli.output import JsonFlag, console, progress_line, show_json, show_table
 
 NAMED_IN_JSON = 1000
 """Traces named under one artifact in JSON, unless --limit says otherwise."""
@@ -73,16 +70,6 @@ def lineage(
         show_table("\nartifacts that saw it", ["kind", "digest", "serves users now"], rows, empty="none")
     if html is not None:
         console.print(f"[dim]drawn in[/] {escape(str(html))}")
-
-
-@contextmanager
-def progress_line(quiet: bool) -> Iterator[Report]:
-    """A report that people see as one changing line on standard error."""
-    if quiet or not error_console.is_terminal:
-        yield no_report
-        return
-    with error_console.status("") as status:
-        yield lambda done, total, words: status.update(f"{words} {f'{done}/{total}' if total else ''}")
 
 
 def ledger(

@@ -8,10 +8,9 @@ import typer
 
 from sluice.infra.access import require
 from sluice.infra.settings import load_settings
-from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
+from sluice.pipelines.cli.output import JsonFlag, console, progress_line, show_json, show_table, size_text
 
 if TYPE_CHECKING:
-    from sluice.infra.progress import Report
     from sluice.provenance.collect import Plan
 
 _DAY_S = 86400.0
@@ -42,14 +41,16 @@ def gc(
     workspace = open_workspace(settings)
     collector = open_collector(workspace, grace_days * _DAY_S)
     if not delete:
-        plan = collector.plan(_progress(as_json))
+        with progress_line(as_json) as report:
+            plan = collector.plan(report)
         uploads = workspace.objects.abort_stale_uploads(plan.grace_s, dry_run=True)
         if as_json:
             show_json(_plan_as_json(plan, uploads))
         else:
             _show_plan(plan, uploads)
         return
-    done = collector.delete(delete if delete.startswith("sha256:") else f"sha256:{delete}", _progress(as_json))
+    with progress_line(as_json) as report:
+        done = collector.delete(delete if delete.startswith("sha256:") else f"sha256:{delete}", report)
     aborted = workspace.objects.abort_stale_uploads(grace_days * _DAY_S)
     if as_json:
         show_json(
@@ -62,7 +63,7 @@ def gc(
             }
         )
         return
-    console.print(f"Deleted {done.artifacts} artifacts and {done.blobs} blobs, {_size(done.bytes)}.")
+    console.print(f"Deleted {done.artifacts} artifacts and {done.blobs} blobs, {size_text(done.bytes)}.")
     if aborted:
         console.print(f"Aborted {len(aborted)} uploads that nobody went on with.")
     for reason, count in sorted(done.spared.items()):
@@ -74,18 +75,19 @@ def _show_plan(plan: Plan, uploads: list[str]) -> None:
     show_table(
         "stays",
         ["artifacts", "size", "because"],
-        [[tally.count, _size(tally.bytes), reason] for reason, tally in kept],
+        [[tally.count, size_text(tally.bytes), reason] for reason, tally in kept],
         empty="no artifacts here yet",
     )
     kinds: dict[str, list[int]] = {}
     for one in plan.artifacts:
         count = kinds.setdefault(one.kind, [0, 0])
         count[0], count[1] = count[0] + 1, count[1] + one.size
-    rows = [[kind, count, _size(size)] for kind, (count, size) in sorted(kinds.items())]
+    rows = [[kind, count, size_text(size)] for kind, (count, size) in sorted(kinds.items())]
     show_table("would go", ["kind", "artifacts", "size"], rows, empty="nothing")
+    size = size_text(sum(one.size for one in plan.blobs))
     console.print(
-        f"{len(plan.blobs)} blobs would go, {_size(sum(one.size for one in plan.blobs))} (a blob that something else "
-        f"needs stays); nothing younger than {plan.grace_s / _DAY_S:g} days is touched."
+        f"{len(plan.blobs)} blobs would go, {size} (a blob that something else needs stays); "
+        f"nothing younger than {plan.grace_s / _DAY_S:g} days is touched."
     )
     if uploads:
         console.print(f"{len(uploads)} uploads that nobody went on with would be aborted.")
@@ -101,28 +103,3 @@ def _plan_as_json(plan: Plan, uploads: list[str]) -> dict[str, object]:
         "kept": {reason: {"count": tally.count, "bytes": tally.bytes} for reason, tally in plan.kept.items()},
         "uploads": uploads,
     }
-
-
-def _progress(as_json: bool) -> Report:
-    from sluice.infra.progress import no_report
-
-    if as_json or not console.is_terminal:
-        return no_report
-    status = console.status("looking at the roots")
-
-    def report(completed: float, total: float, message: str) -> None:
-        if total and completed >= total:
-            status.stop()
-            return
-        status.update(f"{message} {completed:g}/{total:g}" if total else message)
-        status.start()
-
-    return report
-
-
-def _size(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"

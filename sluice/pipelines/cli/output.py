@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sluice.infra.errors import SluiceError
+from sluice.infra.progress import Report, no_report
 
 console = Console(highlight=False)
 error_console = Console(stderr=True, highlight=False)
@@ -67,3 +70,22 @@ def show_unexpected(error: Exception, *, as_json: bool) -> int:
         error_console.print(f"[red]✘[/] This is a defect: {escape(message)}")
         error_console.print("  [dim]→[/] Run again with SLUICE_DEBUG=1 and report the stack trace it shows.")
     return 1
+
+
+@contextmanager
+def progress_line(quiet: bool) -> Iterator[Report]:
+    """A report that people see as one changing line on standard error."""
+    if quiet or not error_console.is_terminal:
+        yield no_report
+        return
+    with error_console.status("") as status:
+        yield lambda done, total, words: status.update(f"{words} {f'{done}/{total}' if total else ''}")
+
+
+def size_text(count: float) -> str:
+    """A number of bytes as people read it, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -9,8 +9,7 @@ from rich.markup import escape
 
 from sluice.infra.access import require
 from sluice.infra.settings import load_settings
-from sluice.pipelines.cli.chain import progress_line
-from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
+from sluice.pipelines.cli.output import JsonFlag, console, progress_line, show_json, show_table
 
 DIFFERS = 9
 """Exit code when a step gave other bytes; docs/cli.md lists them all."""

@@ -14,7 +14,7 @@ from rich.markup import escape
 from sluice.infra.access import require
 from sluice.infra.progress import Report
 from sluice.infra.settings import load_settings
-from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
+from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table, size_text
 
 if TYPE_CHECKING:
     from sluice.registry.transfer.sync import Received
@@ -74,7 +74,7 @@ def export(
         show_json(told)
         return
     console.print(
-        f"{escape(str(out))}: {len(snapshot.files)} files, {_size(told['bytes'])}, snapshot {snapshot.number} of "
+        f"{escape(str(out))}: {len(snapshot.files)} files, {size_text(told['bytes'])}, snapshot {snapshot.number} of "
         f"{snapshot.site}, valid until {snapshot.expires}"
     )
     console.print(f"To verify it: [bold]sluice verify {escape(str(out))} --key {escape(str(key))}[/]")
@@ -207,7 +207,7 @@ def publish(with_base: WithBase = False, valid_days: ValidDays = 30.0, as_json: 
     else:
         console.print(
             f"snapshot {snapshot.number} of {snapshot.site}: {len(snapshot.releases)} releases, "
-            f"{_size(snapshot.size)}, valid until {snapshot.expires}"
+            f"{size_text(snapshot.size)}, valid until {snapshot.expires}"
         )
 
 
@@ -253,7 +253,7 @@ def _show_received(done: Received, as_json: bool) -> None:
         return
     console.print(
         f"snapshot {snapshot.number} of {snapshot.site}: {moved.files} of {moved.all_files} files were missing, "
-        f"{_size(moved.size)} of {_size(moved.all_size)}"
+        f"{size_text(moved.size)} of {size_text(moved.all_size)}"
     )
     show_table(
         "releases",
@@ -280,11 +280,3 @@ def _progress(what: str, as_json: bool) -> Iterator[Report]:
             progress.update(bar, completed=completed, total=total or None)
 
         yield report
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

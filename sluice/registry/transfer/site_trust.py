@@ -16,6 +16,7 @@ from sluice.provenance.key_changes import trust_of
 from sluice.provenance.ledger import Ledger
 from sluice.provenance.trust import Trust, TrustPolicy
 from sluice.registry.transfer.sites import TrustedSite
+from sluice.registry.transfer.source import ReadOnlyObjects
 from sluice.registry.transfer.verification import nobody
 
 
@@ -25,7 +26,7 @@ def trust_of_site(objects: ObjectStore, artifacts: ArtifactStore, site: TrustedS
     return trust_of(TrustPolicy.of(site.keys), ledger, artifacts)
 
 
-class _Below:
+class _Below(ReadOnlyObjects):
     """The objects below a prefix, as an `ObjectStore` that can only be read."""
 
     def __init__(self, objects: ObjectStore, prefix: str) -> None:
@@ -44,12 +45,3 @@ class _Below:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for info in self._objects.list(self._prefix + prefix):
             yield ObjectInfo(info.key.removeprefix(self._prefix), info.size, info.modified)
-
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        raise PermissionError("What came from another site is read only.")
-
-    def put_file(self, key: str, path: Path, *, if_absent: bool = False, moved: Moved = ignore_moved) -> None:
-        raise PermissionError("What came from another site is read only.")
-
-    def delete(self, key: str) -> None:
-        raise PermissionError("What came from another site is read only.")

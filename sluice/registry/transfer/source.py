@@ -28,7 +28,20 @@ class Source(Protocol):
         """The object's bytes from `start` on, in pieces of bounded size. Raises `ObjectMissing`."""
 
 
-class ListedObjects:
+class ReadOnlyObjects:
+    """The half of an `ObjectStore` that writes, refused: what comes from elsewhere is looked at only."""
+
+    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
+        raise PermissionError(f"{key} came from elsewhere and is read only.")
+
+    def put_file(self, key: str, path: Path, *, if_absent: bool = False, moved: Moved = ignore_moved) -> None:
+        raise PermissionError(f"{key} came from elsewhere and is read only.")
+
+    def delete(self, key: str) -> None:
+        raise PermissionError(f"{key} came from elsewhere and is read only.")
+
+
+class ListedObjects(ReadOnlyObjects):
     """The files that a snapshot lists, as an `ObjectStore` that can only be read; each one's digest is checked."""
 
     def __init__(self, snapshot: Snapshot, source: Source) -> None:
@@ -95,12 +108,3 @@ class ListedObjects:
         for path, file in self._files.items():
             if path.startswith(prefix):
                 yield ObjectInfo(path, file.size, 0.0)
-
-    def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
-        raise PermissionError("A snapshot is read only.")
-
-    def put_file(self, key: str, path: Path, *, if_absent: bool = False, moved: Moved = ignore_moved) -> None:
-        raise PermissionError("A snapshot is read only.")
-
-    def delete(self, key: str) -> None:
-        raise PermissionError("A snapshot is read only.")
