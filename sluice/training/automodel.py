@@ -32,15 +32,15 @@ def automodel_config(
             "max_steps": schedule.max_steps,
             # Empty: as many passes over the data as max_steps needs.
             "num_epochs": None,
-            "ckpt_every_steps": schedule.checkpoint_every_steps,
+            "ckpt_every_steps": recipe.checkpoints.every_steps,
             # A checkpoint is for resuming here; it costs no validation pass and no extra write at an epoch's end.
             "save_checkpoint_every_epoch": False,
             "validate_on_checkpoint": False,
             "val_every_steps": schedule.validate_every_steps or schedule.max_steps,
         },
         "dist_env": {
-            "backend": recipe.distributed.backend,
-            "timeout_minutes": recipe.distributed.collective_timeout_minutes,
+            "backend": recipe.parallelism.backend,
+            "timeout_minutes": recipe.parallelism.collective_timeout_minutes,
         },
         "model": {
             "_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained",
@@ -71,7 +71,7 @@ def automodel_config(
             "tp_size": 1,
             "cp_size": 1,
             "sequence_parallel": False,
-            "reshard_after_forward": recipe.distributed.reshard_after_forward,
+            "reshard_after_forward": recipe.parallelism.reshard_after_forward,
             "mp_policy": {
                 "_target_": "torch.distributed.fsdp.MixedPrecisionPolicy",
                 "param_dtype": recipe.precision.compute,
@@ -87,7 +87,7 @@ def automodel_config(
             "_target_": "torchdata.stateful_dataloader.StatefulDataLoader",
             "collate_fn": "nemo_automodel.components.datasets.utils.default_collater",
             "shuffle": True,
-            "group_by_length": recipe.data.group_by_length,
+            "group_by_length": recipe.data.bucket_batches > 1,
         },
         "checkpoint": {
             "enabled": True,

@@ -12,111 +12,59 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from sluice.infra.errors import InputError
 from sluice.provenance.canonical import Json, digest_json
+from sluice.training.recipe_sections import (
+    BudgetSection,
+    CheckpointSection,
+    DataSection,
+    Digest,
+    GuardSection,
+    LoraSection,
+    Method,
+    OptimizerSection,
+    OutputSection,
+    ParallelismSection,
+    PrecisionSection,
+    SampleSection,
+    ScheduleSection,
+    Section,
+)
 
 RECIPES = Path(__file__).with_name("recipes")
-Module = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-Floating = Literal["float32", "bfloat16"]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class LoraSection(Section):
-    """Which projections get a low-rank pair, and its size. Weights are scaled by alpha / rank."""
-
-    rank: int = Field(8, ge=1, le=256)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
-    target_modules: Annotated[tuple[Module, ...], Field(min_length=1, strict=False)] = ("q_proj", "v_proj")
-
-
-class DataSection(Section):
-    """How examples become batches. Lengths in tokens, prompt and answer together."""
-
-    max_length: int = Field(384, ge=16)
-    group_by_length: bool = Field(True, description="batches of similar lengths: less padding, fewer seconds")
-    validation_limit: int | None = Field(None, ge=1, description="use the first so many validation examples")
-
-
-class ScheduleSection(Section):
-    """Steps and batch sizes. One step is `global_batch_size` examples over all processes."""
-
-    max_steps: int = Field(ge=1)
-    global_batch_size: int = Field(8, ge=1)
-    micro_batch_size: int = Field(4, ge=1, description="examples of one forward pass of one process")
-    checkpoint_every_steps: int = Field(10, ge=1)
-    validate_every_steps: int | None = Field(None, ge=1, description="empty: once, after the last step")
-
-
-class OptimizerSection(Section):
-    """AdamW with a linear warm-up and a decay to `minimum_learning_rate` at `max_steps`."""
-
-    learning_rate: float = Field(1e-3, gt=0)
-    minimum_learning_rate: float = Field(1e-5, ge=0)
-    warmup_steps: int = Field(1, ge=0)
-    decay: Literal["cosine", "linear", "constant"] = "cosine"
-    betas: Annotated[tuple[float, float], Field(strict=False)] = (0.9, 0.95)
-    epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.minimum_learning_rate > self.learning_rate:
-            raise ValueError(f"minimum_learning_rate {self.minimum_learning_rate} exceeds {self.learning_rate}")
-        return self
-
-
-class DistributedSection(Section):
-    """Processes on one node, and how they talk. FSDP2 shards the base model over them."""
-
-    processes: int = Field(2, ge=1, le=64)
-    backend: Literal["gloo", "nccl"] = "gloo"
-    collective_timeout_minutes: int = Field(5, ge=1)
-    reshard_after_forward: bool = Field(True, description="false: keep gathered weights until backward, saves a gather")
-
-
-class PrecisionSection(Section):
-    """How weights are held (`parameters`), what layers calculate in, what gradients are summed in (`reduce`)."""
-
-    parameters: Floating = "float32"
-    compute: Floating = "float32"
-    reduce: Floating = "float32"
-
-
-class LimitsSection(Section):
-    """Budgets. A run past one stops and leaves no process behind."""
-
-    timeout_minutes: float = Field(30.0, gt=0)
+_NOT_OF_THE_WEIGHTS = ("name", "checkpoints", "samples", "output", "budget")
 
 
 class Recipe(Section):
     """A whole recipe. Its digest is part of the training step's key: equal recipes train once."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    method: Method = "lora"
+    base: Digest | None = Field(None, description="train this base model artifact and refuse any other")
     seed: int = Field(42, ge=0)
     lora: LoraSection = LoraSection()
     data: DataSection = DataSection()
     schedule: ScheduleSection
     optimizer: OptimizerSection = OptimizerSection()
-    distributed: DistributedSection = DistributedSection()
+    parallelism: ParallelismSection = ParallelismSection()
     precision: PrecisionSection = PrecisionSection()
-    limits: LimitsSection = LimitsSection()
+    checkpoints: CheckpointSection = CheckpointSection()
+    guards: GuardSection = GuardSection()
+    samples: SampleSection = SampleSection()
+    output: OutputSection = OutputSection()
+    budget: BudgetSection = BudgetSection()
 
     @model_validator(mode="after")
     def _divisible(self) -> Self:
-        share = self.schedule.micro_batch_size * self.distributed.processes
+        share = self.schedule.micro_batch_size * self.parallelism.dp
         if self.schedule.global_batch_size % share:
             raise ValueError(
                 f"schedule.global_batch_size {self.schedule.global_batch_size} is not a multiple of "
-                f"schedule.micro_batch_size x distributed.processes = {share}"
+                f"schedule.micro_batch_size x the data-parallel size = {share}"
             )
         return self
 
@@ -126,8 +74,8 @@ class Recipe(Section):
 
     @property
     def digest(self) -> str:
-        """Digest of what decides the weights: everything but the name and the budget."""
-        return digest_json({k: _plain_numbers(v) for k, v in self.to_json().items() if k not in ("name", "limits")})
+        """Digest of what decides the weights: not the name, the budget, or what is kept and shown on the way."""
+        return digest_json({k: _plain_numbers(v) for k, v in self.to_json().items() if k not in _NOT_OF_THE_WEIGHTS})
 
     def with_overrides(self, overrides: Mapping[str, Json]) -> Recipe:
         """A copy with values replaced by dotted field name, checked like a file. Raises `InputError`."""
@@ -192,7 +140,8 @@ def _validated(values: Any, source: str, lines: Mapping[tuple[str, ...], int]) -
             says = "no such field" if problem["type"] == "extra_forbidden" else problem["msg"]
             problems.append(f"{field}{where}: {says}{given}")
         raise InputError(
-            f"{source}: " + "; ".join(problems) + ".", hint="The fields are described in sluice/training/recipe.py."
+            f"{source}: " + "; ".join(problems) + ".",
+            hint="The fields are described in sluice/training/recipe_sections.py.",
         ) from error
 
 
@@ -215,7 +164,8 @@ def _known_fields(parents: list[str]) -> str:
     for parent in parents:
         field = model.model_fields.get(parent)
         if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, Section):
-            return f"Sections: {', '.join(n for n, f in Recipe.model_fields.items() if n not in ('name', 'seed'))}."
+            plain = ("name", "method", "base", "seed")
+            return f"Sections: {', '.join(name for name in Recipe.model_fields if name not in plain)}."
         model = field.annotation
     return f"Fields there: {', '.join(model.model_fields)}."
 

@@ -135,7 +135,7 @@ class TorchrunLauncher:
                 return
             if time.monotonic() - started > self.timeout_s:
                 raise StepFailed(
-                    f"Training took longer than its budget limits.timeout_minutes = {self.timeout_s / 60:g}.",
+                    f"Training took longer than its budget budget.timeout_minutes = {self.timeout_s / 60:g}.",
                     hint=f"Run again to resume from the last checkpoint, or raise the budget. Log: {self.log}.",
                 )
             time.sleep(self.poll_s)

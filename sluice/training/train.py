@@ -79,7 +79,7 @@ def train(
     split = _usable_split(dataset_dir / "train.jsonl", base_dir, recipe, train_file, None, needed)
     if (dataset_dir / "validation.jsonl").is_file():
         validation_file = work_dir / "validation.jsonl"
-        limit, processes = recipe.data.validation_limit, recipe.distributed.processes
+        limit, processes = recipe.data.validation_limit, recipe.parallelism.processes
         _usable_split(dataset_dir / "validation.jsonl", base_dir, recipe, validation_file, limit, processes)
     _start_afresh_on_other_inputs(work_dir, base_dir, train_file, validation_file, recipe)
     resumed_from = completed_steps(work_dir)
@@ -91,9 +91,9 @@ def train(
             config=config,
             work_dir=work_dir,
             metrics=work_dir / CHECKPOINTS / TRAIN_METRICS,
-            processes=recipe.distributed.processes,
+            processes=recipe.parallelism.processes,
             max_steps=recipe.schedule.max_steps,
-            timeout_s=recipe.limits.timeout_minutes * 60,
+            timeout_s=recipe.budget.timeout_minutes * 60,
         ).run(report)
     done = completed_steps(work_dir)
     if done < recipe.schedule.max_steps:
@@ -197,4 +197,4 @@ def _validation_loss(work_dir: Path) -> float | None:
 def _hardware(work_dir: Path, recipe: Recipe) -> dict[str, Json]:
     path = work_dir / "hardware.json"
     described = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return dict(described) | {"processes": recipe.distributed.processes, "backend": recipe.distributed.backend}
+    return dict(described) | {"processes": recipe.parallelism.processes, "backend": recipe.parallelism.backend}

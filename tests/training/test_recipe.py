@@ -86,7 +86,7 @@ def test_an_override_of_no_field_is_refused_with_the_fields_there_are(field: str
 
 def test_the_digest_is_of_what_decides_the_weights() -> None:
     recipe = parse_recipe(GOOD, "good.yaml")
-    assert recipe.digest == recipe.with_overrides({"name": "other", "limits.timeout_minutes": 1.0}).digest
+    assert recipe.digest == recipe.with_overrides({"name": "other", "budget.timeout_minutes": 1.0}).digest
     assert recipe.digest == recipe.with_overrides({"optimizer.weight_decay": 0}).digest
     assert recipe.digest != recipe.with_overrides({"seed": 1}).digest
     assert recipe.digest != recipe.with_overrides({"optimizer.learning_rate": 2e-3}).digest

@@ -82,7 +82,7 @@ def is_running(pid: int) -> bool:
 
 
 def test_the_budget_stops_the_processes(tmp_path: Path) -> None:
-    with pytest.raises(StepFailed, match=r"limits\.timeout_minutes"):
+    with pytest.raises(StepFailed, match=r"budget\.timeout_minutes"):
         launcher(tmp_path, SLEEP, timeout_s=1.0).run()
     assert not is_running(wait_for(tmp_path / "pid"))
 
