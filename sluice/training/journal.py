@@ -1,10 +1,10 @@
-"""What a training run says of itself, line by line, in its work folder: the one thing that processes, launcher, terminal,
-MLflow and report read. Lines are appended and flushed at once, so kill -9 loses none that was written whole.
+"""What a training run says of itself, line by line, in its work folder: the one thing that processes, launcher,
+terminal, MLflow and report read. Lines are appended and flushed at once, so kill -9 loses none that was written whole.
 
     metrics.jsonl      a `StepMetrics` for each optimizer step; a step done twice has two lines, the later one counts
     validation.jsonl   a `Validation` for each pass over the validation examples
     samples.jsonl      a `Sample` for each answer generated on the way
-    events.jsonl       an `Event` for everything worth a sentence: resumed, saved, damaged, guard, restarted, stopped ...
+    events.jsonl       an `Event` for everything worth a sentence: resumed, saved, damaged, guard, restarted, stopped
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Event:
-    """Something that people want to know, as a sentence. `kind` is one of `KINDS`; `level` is info, warning or error."""
+    """Something that people want to know, as a sentence. `kind` is one of `KINDS`; `level` info, warning or error."""
 
     FILE: ClassVar[str] = "events.jsonl"
 
