@@ -21,14 +21,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 from sluice.infra.errors import ConflictError, Interrupted, StepFailed
 from sluice.infra.progress import Report, no_report
 from sluice.training.failures import DeadRanks, find_cause
 from sluice.training.flight import explain, flight_environment
-from sluice.training.job import HARDWARE_FILE, LOG, Job, Outcome
+from sluice.training.job import LOG, Job, Outcome
 from sluice.training.journal import Event, Journal, JournalReader, Observer
 from sluice.training.progress_line import ProgressLine
+from sluice.training.run_figures import RunFigures
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -164,22 +168,23 @@ class TorchrunLauncher:
         self, process: subprocess.Popen[bytes], report: Report, notice: threading.Event, attempt_start: int
     ) -> None:
         job, started = self.job, time.monotonic()
-        reader = JournalReader(job.work_dir, from_end=True)
-        shown = ProgressLine(job.last_step, Journal(job.work_dir).steps(), self.price_per_hour)
+        reader, before = JournalReader(job.work_dir, from_end=True), JournalReader(job.work_dir).new()
+        world = job.recipe.parallelism.world_size
+        figures = RunFigures(job.last_step, world, self.price_per_hour)
+        line = ProgressLine(report, max_steps=job.last_step, devices=world, dollars_per_hour=self.price_per_hour)
+        observers: list[Observer] = [figures, line, *([self.observer] if self.observer else [])]
+        figures.see(before)
+        line.see(before)
         dead = DeadRanks(self.log, attempt_start, job.recipe.guards.ranks.restarts)
-        report(shown.step, job.last_step, f"starting {job.recipe.parallelism.processes} training processes")
+        report(figures.steps_done, job.last_step, f"starting {world} training processes")
         told_at: float | None = None
         while True:
             ended = process.poll() is not None
             for event in dead.new():
                 Journal(job.work_dir).write(event)
-            lines = reader.new()
-            if lines:
-                if self.observer is not None:
-                    self.observer.see(lines)
-                for line in lines:
-                    shown.see(line)
-                report(shown.step, job.last_step, shown.text)
+            if lines := reader.new():
+                for observer in observers:
+                    observer.see(lines)
             if ended:
                 return
             outcome = Outcome.read(job.work_dir)
@@ -188,24 +193,24 @@ class TorchrunLauncher:
                 return
             if notice.is_set() and told_at is None:
                 told_at = time.monotonic()
-                self._tell("notice", "SIGTERM came: saving.", shown.step)
+                self._tell("notice", "SIGTERM came: saving.", figures.steps_done)
                 _signal_ranks(process, signal.SIGTERM)
             if told_at is not None and time.monotonic() - told_at > job.recipe.budget.notice_s:
                 return
-            self._check_budget(time.monotonic() - started, shown)
+            self._check_budget(time.monotonic() - started, figures)
             time.sleep(self.poll_s)
 
-    def _check_budget(self, seconds: float, shown: ProgressLine) -> None:
+    def _check_budget(self, seconds: float, figures: RunFigures) -> None:
         budget, over = self.job.recipe.budget, ""
         if seconds > budget.timeout_minutes * 60:
             over = f"longer than its budget budget.timeout_minutes = {budget.timeout_minutes:g}"
-        elif budget.dollars is not None and shown.dollars is not None and shown.dollars > budget.dollars:
-            over = f"${shown.dollars:.2f}, more than its budget budget.dollars = {budget.dollars:g}"
+        elif budget.dollars is not None and figures.dollars is not None and figures.dollars > budget.dollars:
+            over = f"${figures.dollars:.2f}, more than its budget budget.dollars = {budget.dollars:g}"
         if over:
-            sentence = f"Training took {over}."
-            self._tell("stopped", sentence, shown.step)
+            self._tell("stopped", f"Training took {over}.", figures.steps_done)
             raise StepFailed(
-                sentence, hint=f"Run again to resume from the last checkpoint, or raise the budget. Log: {self.log}."
+                f"Training took {over}.",
+                hint=f"Run again to resume from the last checkpoint, or raise the budget. Log: {self.log}.",
             )
 
     def _tell(self, kind: str, sentence: str, step: int) -> None:

@@ -176,7 +176,7 @@ def prepare(
 
 def completed_steps(work_dir: Path, recipe: Recipe) -> int:
     """Optimizer steps that the newest complete checkpoint in `work_dir` holds; 0 without one."""
-    found = CheckpointStore(work_dir / CHECKPOINTS, recipe.checkpoints).complete()
+    found = CheckpointStore(work_dir / CHECKPOINTS, recipe.checkpoints, Journal(work_dir).write).complete()
     return max((checkpoint.step for checkpoint in found), default=0)
 
 
@@ -186,13 +186,13 @@ def _finished(work_dir: Path) -> Outcome | None:
 
 
 def _launch(job: Job, report: Report, observer: Observer | None, mirror: CheckpointMirror | None) -> Outcome:
-    with _mirrored(job, mirror):
+    with mirrored(job, mirror):
         return TorchrunLauncher(job, observer).run(report)
 
 
 @contextmanager
-def _mirrored(job: Job, mirror: CheckpointMirror | None) -> Iterator[None]:
-    """Copy checkpoints beside training; first bring the newest back when this folder has none."""
+def mirrored(job: Job, mirror: CheckpointMirror | None) -> Iterator[None]:
+    """Copy checkpoints beside training; first bring the newest back when this folder has none. None: do neither."""
     if mirror is None or not job.recipe.checkpoints.upload:
         yield
         return
