@@ -18,61 +18,45 @@ import errno
 import json
 import math
 import os
-import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from sluice.infra.errors import IntegrityError, SluiceError
-from sluice.provenance.canonical import Json, canonical_json, digest_bytes, digest_file, digest_json
-from sluice.provenance.manifest import FileEntry, Manifest, parse_manifest
+from sluice.provenance.canonical import Json, canonical_json, digest_bytes
+from sluice.provenance.manifest import Manifest
+from sluice.training.checkpoint_files import (
+    MANIFEST,
+    MARKER,
+    Checkpoint,
+    CheckpointFailed,
+    described,
+    entries_of,
+    flush,
+    folder_name,
+    in_words,
+    marker_of,
+    read_checkpoint,
+    remove,
+    require_bytes,
+    require_sizes,
+    step_of,
+    verified,
+    write_failure,
+    write_flushed,
+)
 from sluice.training.journal import Event
 from sluice.training.recipe_sections import CheckpointSection
 
-MANIFEST = "MANIFEST.json"
-MARKER = "COMPLETE"
 KEEP_DAMAGED = 2
 FREE_BYTES = 64 * 2**20
 """What a save leaves free on the disk."""
 _DISCARDED = ".discarded.json"
-_NAME = re.compile(r"^step_(\d{8,})$")
 _STAGING, _REMOVING, _DAMAGED = ".staging-", ".removing-", ".damaged-"
-_HASHING_THREADS = min(16, os.cpu_count() or 1)
-
-
-class CheckpointFailed(SluiceError):
-    """A checkpoint could not be saved; the older ones are untouched. `needed` and `free` are bytes, 0 for unknown."""
-
-    exit_code = 3
-
-    def __init__(self, message: str, *, path: str = "", needed: int = 0, free: int = 0, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.path, self.needed, self.free = path, needed, free
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A published checkpoint. `created` in seconds since the epoch; `digest` is its manifest's."""
-
-    step: int
-    folder: Path
-    created: float
-    world_size: int
-    validation_loss: float | None
-    details: dict[str, Json]
-    files: tuple[FileEntry, ...]
-    digest: str
-
-    @property
-    def size(self) -> int:
-        """Bytes of all files but manifest and marker."""
-        return sum(entry.size for entry in self.files)
 
 
 class Kept(Protocol):
@@ -134,7 +118,7 @@ class CheckpointStore:
 
         Raises `CheckpointFailed` when the disk has no room for `needed` bytes.
         """
-        target = self.folder / f"{_STAGING}{_name(step)}"
+        target = self.folder / f"{_STAGING}{folder_name(step)}"
         with self._disk(target, needed):
             self.folder.mkdir(parents=True, exist_ok=True)
             self.sweep()
@@ -153,19 +137,13 @@ class CheckpointStore:
         and frees the staging folder's space, when the disk refuses or gives back other bytes than were written.
         """
         begun = time.monotonic()
-        staging = self.folder / f"{_STAGING}{_name(step)}"
+        staging = self.folder / f"{_STAGING}{folder_name(step)}"
         if (there := self._already(step)) is not None:
-            _remove(staging)
+            remove(staging)
             return there
         with self._disk(staging):
-            paths = sorted(staging.iterdir())
-            with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-                # Read from memory, where the writing left them; `_seal` reads them again from the disk.
-                digests = pool.map(digest_file, paths)
-                files = tuple(
-                    FileEntry(path.name, path.stat().st_size, digest)
-                    for path, digest in zip(paths, digests, strict=True)
-                )
+            # Read from memory, where the writing left them; `_seal` reads them again from the disk.
+            files = entries_of(staging)
             metadata = {
                 "step": step,
                 "created": self._clock(),
@@ -175,7 +153,7 @@ class CheckpointStore:
             }
             published = self._seal(staging, Manifest("checkpoint", files, metadata), validation_loss)
         seconds = time.monotonic() - begun
-        self._told(f"Checkpoint of step {step} saved and verified ({_bytes(published.size)}).", published, seconds)
+        self._told(f"Checkpoint of step {step} saved and verified ({in_words(published.size)}).", published, seconds)
         self.prune()
         return published
 
@@ -185,9 +163,9 @@ class CheckpointStore:
         Raises `IntegrityError` naming the file that is not what the manifest says.
         """
         step = int(manifest.metadata["step"])
-        staging = self.folder / f"{_STAGING}{_name(step)}"
+        staging = self.folder / f"{_STAGING}{folder_name(step)}"
         if (there := self._already(step)) is not None:
-            _remove(staging)
+            remove(staging)
             return there
         with self._disk(staging):
             return self._seal(staging, manifest, validation_loss)
@@ -197,8 +175,8 @@ class CheckpointStore:
         found = []
         for folder in self._folders():
             with suppress(IntegrityError, OSError):
-                checkpoint = _read(folder)
-                _require_sizes(checkpoint)
+                checkpoint = read_checkpoint(folder)
+                require_sizes(checkpoint)
                 found.append(checkpoint)
         return tuple(found)
 
@@ -219,16 +197,16 @@ class CheckpointStore:
             try:
                 return verified(folder)
             except IntegrityError as error:
-                older = _step(folders[place + 1]) if place + 1 < len(folders) else None
+                older = step_of(folders[place + 1]) if place + 1 < len(folders) else None
                 self._set_aside(folder, error.message, older)
         return None
 
     def discard_after(self, step: int) -> None:
         """Take back every checkpoint newer than `step` (a roll-back). No save may be on its way."""
         for folder in reversed(self._folders()):
-            if (newer := _step(folder)) > step:
+            if (newer := step_of(folder)) > step:
                 with suppress(IntegrityError):
-                    self._remember_discarded(_read(folder).digest)
+                    self._remember_discarded(read_checkpoint(folder).digest)
                 self._losses.pop(newer, None)
                 self._take_out(folder)
 
@@ -245,9 +223,9 @@ class CheckpointStore:
             return
         with self._lock:
             self._losses[step] = loss
-            folder = self.folder / _name(step)
+            folder = self.folder / folder_name(step)
             with suppress(IntegrityError), self._disk(folder):
-                checkpoint = _read(folder)
+                checkpoint = read_checkpoint(folder)
                 self._mark(folder, checkpoint.digest, loss)
 
     def prune(self) -> None:
@@ -265,11 +243,11 @@ class CheckpointStore:
     def sweep(self) -> None:
         """Remove what killed saves and removals left. Only while nobody saves."""
         for path in self._hidden(_STAGING, _REMOVING):
-            _remove(path)
+            remove(path)
 
     def abandon(self, step: int, error: SluiceError) -> None:
         """Free the space of a save that failed, and tell it."""
-        _remove(self.folder / f"{_STAGING}{_name(step)}")
+        remove(self.folder / f"{_STAGING}{folder_name(step)}")
         newest = max((checkpoint.step for checkpoint in self.complete()), default=0)
         so_far = f"The one of step {newest} is still good." if newest else "There is none before it."
         sentence = f"The checkpoint of step {step} was not saved: {error} {so_far}"
@@ -278,7 +256,7 @@ class CheckpointStore:
 
     def _already(self, step: int) -> Checkpoint | None:
         """The good checkpoint of this step; a damaged or incomplete one is moved out of the way."""
-        folder = self.folder / _name(step)
+        folder = self.folder / folder_name(step)
         if not folder.exists():
             return None
         try:
@@ -289,55 +267,51 @@ class CheckpointStore:
 
     def _seal(self, staging: Path, manifest: Manifest, validation_loss: float | None) -> Checkpoint:
         data = canonical_json(manifest.to_json())
-        _write_flushed(staging / MANIFEST, data)
+        write_flushed(staging / MANIFEST, data)
         for entry in manifest.files:
             if (staging / entry.path).is_file():
-                _flush(staging / entry.path, forget=True)
-        _require_bytes(_described(staging, data, None))
-        _flush(staging)
+                flush(staging / entry.path, forget=True)
+        require_bytes(described(staging, data, None))
+        flush(staging)
         step = int(manifest.metadata["step"])
-        target = self.folder / _name(step)
+        target = self.folder / folder_name(step)
         os.rename(staging, target)
-        _flush(self.folder)
+        flush(self.folder)
         with self._lock:
             loss = self._losses.get(step, validation_loss)
             self._mark(target, digest_bytes(data), loss)
-        return _read(target)
+        return read_checkpoint(target)
 
     def _mark(self, folder: Path, digest: str, loss: float | None) -> None:
-        content: dict[str, Json] = {
-            "manifest": digest,
-            "validation_loss": loss if loss is not None and math.isfinite(loss) else None,
-        }
         # Written outside: a half-written marker would be a file too many in the checkpoint.
         beside = self.folder / f"{_STAGING}{folder.name}.marker"
-        _write_flushed(beside, canonical_json({**content, "digest": digest_json(content)}))
+        write_flushed(beside, marker_of(digest, loss))
         os.replace(beside, folder / MARKER)
-        _flush(folder)
+        flush(folder)
 
     def _take_out(self, folder: Path) -> None:
         """Remove a checkpoint: the rename ends it, whatever happens to the removal of its files."""
         going = self.folder / f"{_REMOVING}{folder.name}"
-        _remove(going)
+        remove(going)
         os.rename(folder, going)
-        _remove(going)
+        remove(going)
 
     def _set_aside(self, folder: Path, reason: str, older: int | None) -> None:
         target = self.folder / f"{_DAMAGED}{folder.name}"
-        _remove(target)
+        remove(target)
         os.rename(folder, target)
         os.utime(target)
         for path in sorted(self._hidden(_DAMAGED), key=lambda path: path.stat().st_mtime)[:-KEEP_DAMAGED]:
-            _remove(path)
+            remove(path)
         then = f"The one of step {older} is tried next." if older is not None else "There is no older one."
-        sentence = f"The checkpoint of step {_step(folder)} is damaged and was set aside: {reason} {then}"
+        sentence = f"The checkpoint of step {step_of(folder)} is damaged and was set aside: {reason} {then}"
         details: dict[str, Json] = {"reason": reason, "kept_in": target.name}
-        self.tell(Event("checkpoint_damaged", sentence, _step(folder), "warning", details))
+        self.tell(Event("checkpoint_damaged", sentence, step_of(folder), "warning", details))
 
     def _remember_discarded(self, digest: str) -> None:
         known = [*self.discarded(), digest]
         beside = self.folder / f"{_STAGING}discarded"
-        _write_flushed(beside, json.dumps(known[-100:]).encode())
+        write_flushed(beside, json.dumps(known[-100:]).encode())
         os.replace(beside, self.folder / _DISCARDED)
 
     def _told(self, sentence: str, checkpoint: Checkpoint, seconds: float) -> None:
@@ -347,10 +321,10 @@ class CheckpointStore:
     def _folders(self) -> list[Path]:
         """Folders of published or half-published checkpoints, in the order of steps."""
         try:
-            found = [path for path in self.folder.iterdir() if _NAME.match(path.name)]
+            found = [path for path in self.folder.iterdir() if step_of(path) >= 0]
         except FileNotFoundError:
             return []
-        return sorted(found, key=_step)
+        return sorted(found, key=step_of)
 
     def _hidden(self, *prefixes: str) -> list[Path]:
         try:
@@ -367,146 +341,7 @@ class CheckpointStore:
             needed = needed or sum(path.stat().st_size for path in staging.glob("*") if path.is_file())
             free = shutil.disk_usage(self.folder).free if self.folder.is_dir() else 0
             if staging.name.startswith(_STAGING):
-                _remove(staging)
+                remove(staging)
             if isinstance(error, IntegrityError):
                 raise
             raise write_failure(error, staging, needed, free) from error
-
-
-def write_failure(error: OSError, path: Path, needed: int, free: int) -> CheckpointFailed:
-    """The sentence for a write that the system refused. `needed` and `free` in bytes."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    cause = "the disk is full" if full else (error.strerror or str(error)).lower()
-    room = f" ({_bytes(needed)} needed, {_bytes(free)} free)" if full else ""
-    return CheckpointFailed(
-        f"{str(path)!r} cannot be written: {cause}{room}.",
-        path=str(path),
-        needed=needed,
-        free=free,
-        hint="Free some space, or keep fewer checkpoints (checkpoints.keep_last)."
-        if full
-        else "Is the folder's disk still there, and writable?",
-    )
-
-
-def verified(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, every byte verified. Raises `IntegrityError` naming the file and what is wrong."""
-    checkpoint = _read(folder)
-    _require_bytes(checkpoint)
-    return checkpoint
-
-
-def manifest_of(checkpoint: Checkpoint) -> bytes:
-    """The manifest's bytes as they were published. Raises `IntegrityError`."""
-    data = _bytes_of(checkpoint.folder / MANIFEST)
-    if digest_bytes(data) != checkpoint.digest:
-        raise IntegrityError(f"{MANIFEST} is not the one that {MARKER} names.")
-    return data
-
-
-def read_marker(data: bytes) -> tuple[str, float | None]:
-    """The manifest's digest and the validation loss in a marker. Raises `IntegrityError`."""
-    try:
-        content = json.loads(data)
-        if content.pop("digest") != digest_json(content):
-            raise ValueError("wrong digest")
-        return content["manifest"], content["validation_loss"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"{MARKER} cannot be read: {error}.") from error
-
-
-def _read(folder: Path) -> Checkpoint:
-    if not (folder / MARKER).exists():
-        raise IntegrityError(f"It has no file {MARKER}: its save was interrupted, or the file is lost.")
-    digest, loss = read_marker(_bytes_of(folder / MARKER))
-    data = _bytes_of(folder / MANIFEST)
-    if digest_bytes(data) != digest:
-        raise IntegrityError(f"{MANIFEST} is not the one that {MARKER} names.")
-    return _described(folder, data, loss)
-
-
-def _described(folder: Path, manifest: bytes, loss: float | None) -> Checkpoint:
-    read = parse_manifest(manifest)
-    facts = read.metadata
-    return Checkpoint(
-        step=int(facts["step"]),
-        folder=folder,
-        created=float(facts["created"]),
-        world_size=int(facts["world_size"]),
-        validation_loss=loss,
-        details=json.loads(facts["details"]),
-        files=read.files,
-        digest=digest_bytes(manifest),
-    )
-
-
-def _require_sizes(checkpoint: Checkpoint) -> None:
-    for entry in checkpoint.files:
-        path = checkpoint.folder / entry.path
-        if not path.is_file():
-            raise IntegrityError(f"{entry.path} is missing.")
-        if (size := path.stat().st_size) != entry.size:
-            raise IntegrityError(f"{entry.path} has {size} bytes where {entry.size} were written.")
-
-
-def _require_bytes(checkpoint: Checkpoint) -> None:
-    _require_sizes(checkpoint)
-    known = {entry.path for entry in checkpoint.files} | {MANIFEST, MARKER}
-    if extra := sorted(path.name for path in checkpoint.folder.iterdir() if path.name not in known):
-        raise IntegrityError(f"{extra[0]} does not belong to it.")
-
-    def check(entry: FileEntry) -> None:
-        try:
-            digest = digest_file(checkpoint.folder / entry.path)
-        except OSError as error:
-            raise IntegrityError(f"{entry.path} cannot be read: {error.strerror}.") from error
-        if digest != entry.digest:
-            raise IntegrityError(f"{entry.path} does not hold the bytes that were written.")
-
-    with ThreadPoolExecutor(_HASHING_THREADS) as pool:
-        for _ in pool.map(check, checkpoint.files):
-            pass
-
-
-def _bytes_of(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise IntegrityError(f"{path.name} cannot be read: {error.strerror}.") from error
-
-
-def _write_flushed(path: Path, data: bytes) -> None:
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _flush(path: Path, *, forget: bool = False) -> None:
-    """Bring a file or a folder to the disk; with `forget` the next read comes from there and not from memory."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-        if forget:
-            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(handle)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _name(step: int) -> str:
-    return f"step_{step:08d}"
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step_"))
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
