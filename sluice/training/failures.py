@@ -60,8 +60,10 @@ class DeadRanks:
             how = _killed_by(-number) if number < 0 else f"ended with exit code {number}."
             left = self._restarts - self._seen
             then = f" All start again from the last checkpoint; {left} restarts are left." if left >= 0 else ""
-            sentence = f"Training process {int(rank)} (pid {int(pid)}) was {how}" if number < 0 else (
-                f"Training process {int(rank)} (pid {int(pid)}) {how}"
+            sentence = (
+                f"Training process {int(rank)} (pid {int(pid)}) was {how}"
+                if number < 0
+                else (f"Training process {int(rank)} (pid {int(pid)}) {how}")
             )
             yield Event("dead_rank", sentence + then, level="warning", details={"rank": int(rank), "exit_code": number})
 

@@ -12,6 +12,8 @@ import math
 import resource
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -21,15 +23,18 @@ from nemo_automodel.recipes._typed_config import RecipeConfig
 from nemo_automodel.recipes.llm import train_ft
 
 from sluice.training.answer_columns import keep_answer_columns
+from sluice.training.batches import plan_batches
+from sluice.training.checkpoint_files import CheckpointFailed
 from sluice.training.checkpoint_state import TrainingState
 from sluice.training.checkpoint_store import CheckpointStore
 from sluice.training.guards import Guards, Verdict
 from sluice.training.job import CHECKPOINTS, EXPORT, Job, Outcome
 from sluice.training.journal import Event, Journal, Sample, StepMetrics, Validation
 from sluice.training.rank_probe import judge, measure
+from sluice.training.recipe import Recipe
 from sluice.training.roll_backs import RollBacks
 from sluice.training.round_trip import PROBES_FILE, probe, write_probes
-from sluice.training.rows import LoaderConfig
+from sluice.training.rows import AnswerRows, Collation, StepLoader, ValidationLoader
 from sluice.training.samples import answer, read_prompts
 from sluice.training.watch import Watch
 
@@ -54,6 +59,37 @@ class Stop(Exception):
         self.step, self.finishes = step, finishes
 
 
+@dataclass(frozen=True)
+class LoaderConfig:
+    """Stands where AutoModel's recipe expects the configuration of a data loader, and builds ours."""
+
+    job: Job
+    training: bool
+    packing: None = None
+    emits_thd = False
+    dataset_builds_on_all_ranks = True
+
+    @property
+    def seed(self) -> int:
+        return self.job.recipe.seed
+
+    def build(
+        self, *, tokenizer: Any, dp_rank: int, dp_world_size: int, packing_contract: Any, **unused: Any
+    ) -> StepLoader | ValidationLoader:
+        """Called by AutoModel on every process, when the model stands and its kind of packing is known."""
+        recipe, path = self.job.recipe, self.job.train_file if self.training else self.job.validation_file
+        assert path is not None
+        rows = AnswerRows.read(path, self.job.base_dir)
+        packing = packing_contract if recipe.data.packing and self.training else None
+        collate = Collation(rows, tokenizer.pad_token_id or 0, packing, _columns(recipe))
+        if not self.training:
+            return ValidationLoader(
+                rows.lengths, collate, recipe.schedule.micro_batch_size, dp_rank=dp_rank, dp_size=dp_world_size
+            )
+        plan = plan_batches(rows.lengths, recipe.data, recipe.schedule, recipe.seed)
+        return StepLoader(plan, collate, recipe.schedule, dp_rank=dp_rank, dp_size=dp_world_size)
+
+
 class JobConfig(RecipeConfig):  # type: ignore[misc]
     """AutoModel's configuration with our rows in place of its data loaders."""
 
@@ -63,13 +99,13 @@ class JobConfig(RecipeConfig):  # type: ignore[misc]
 
     @cached_property
     def dataloader(self) -> LoaderConfig:
-        return LoaderConfig(self.job.train_file, self.job.base_dir, self.job.recipe, training=True)
+        return LoaderConfig(self.job, training=True)
 
     @cached_property
     def validation_dataloaders(self) -> dict[str, LoaderConfig]:
         if self.job.validation_file is None:
             return {}
-        return {"default": LoaderConfig(self.job.validation_file, self.job.base_dir, self.job.recipe, training=False)}
+        return {"default": LoaderConfig(self.job, training=False)}
 
 
 class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: ignore[misc]
@@ -86,11 +122,9 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         self.guards = Guards(job.recipe.guards, roll_backs=self.roll_backs)
         self._loss_buffer: list[torch.Tensor] = []
         self._verdict = Verdict()
-        self._judged_loss = math.nan
         self._step_started = self._step_seconds = 0.0
         self._learning_rate = 0.0
         self._saved_step = 0
-        self._validation_loss: float | None = None
 
     # ---- building and resuming
 
@@ -113,7 +147,7 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
 
     def _resume(self) -> None:
         self.watch.beat(self.done, "resuming")
-        found = self._agreed(self.store.newest_good)
+        found = self._state.newest_good(self.store)
         if found is not None:
             details = self._state.load(found)
             self.guards = Guards(self.job.recipe.guards, details["guards"], self.roll_backs)
@@ -121,7 +155,7 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
                 self._tell("resumed", f"Going on after step {found.step}, from {found.folder.name}.", found.step)
         self.step_scheduler.step = self._saved_step = found.step if found else 0
         self.step_scheduler.epoch = 0
-        self.dataloader.first_step = self.step_scheduler.step + 1
+        self.dataloader.start(self.step_scheduler.step + 1)
 
     @property
     def done(self) -> int:
@@ -148,7 +182,7 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
                 stopped = stop
                 break
         self.watch.beat(self.done, "saving")
-        self._state.wait()
+        self._settle()
         if stopped is not None and not stopped.finishes:
             self._end(Outcome("stopped", stopped.step, str(stopped)))
         elif stopped is None and self.step_scheduler.sigterm_flag and self.done < self.job.last_step:
@@ -157,6 +191,7 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
             self._end(Outcome("paused", self.done, f"Paused after step {self.done}, as asked."))
         else:
             self._export(stopped)
+        self._state.close()
         super()._finalize_and_close_checkpointer()
 
     def _finalize_and_close_checkpointer(self) -> None:
@@ -166,7 +201,7 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         """Progress is the journal's."""
 
     def _roll_back(self, verdict: Verdict) -> None:
-        self._state.wait()
+        self._settle()
         if self.dist_env.is_main:
             self.store.discard_after(min(verdict.dropped) - 1)
         dist.barrier()
@@ -210,9 +245,8 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         loss = self._dp_allreduce(torch.sum(torch.stack(self._loss_buffer)), include_cp=True)
         if self.pp_enabled:
             loss = self._broadcast_from_last_pp_stage((loss / (label_tokens or 1)).to(self.dist_env.device))
-        self._judged_loss = float(loss)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        self._verdict = self.guards.observe(step, self._judged_loss, float(norm))
+        self._verdict = self.guards.observe(step, float(loss), float(norm))
         self._act(step, self._verdict)
 
     def _act(self, step: int, verdict: Verdict) -> None:
@@ -271,9 +305,9 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
     def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
         """Called by AutoModel on every process after each validation."""
         step, loss = self.done + 1, float(log_data.metrics["val_loss"])
-        self._validation_loss = loss
         if self.dist_env.is_main:
             self.journal.write(Validation(step, loss))
+            self.store.set_validation_loss(step, loss)
         self._write_samples(step)
         if self.job.recipe.schedule.result == "best" and not self.step_scheduler.is_ckpt_step:
             self._save(step)
@@ -318,14 +352,21 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
 
     def _save(self, step: int) -> None:
         self.watch.beat(step, "saving")
+        self._settle()
         ends = step >= self.job.last_step or self.step_scheduler.sigterm_flag
-        self._state.save(
-            self.store,
-            step,
-            {"guards": self.guards.state()},
-            asynchronous=self.job.recipe.checkpoints.asynchronous and not ends,
-        )
-        self._saved_step = step
+        asynchronous = self.job.recipe.checkpoints.asynchronous and not ends
+        try:
+            self._state.save(self.store, step, {"guards": self.guards.state()}, asynchronous)
+            self._saved_step = step
+        except CheckpointFailed:
+            # The store has told it. Training goes on from what was saved before, unless this was the last chance.
+            if ends:
+                raise
+
+    def _settle(self) -> None:
+        """Wait for the save on its way. One that failed was told, and costs no more than the steps since the last."""
+        with suppress(CheckpointFailed):
+            self._state.wait()
 
     # ---- ending
 
@@ -367,6 +408,14 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         found = [ask() if self.dist_env.is_main else None]
         dist.broadcast_object_list(found, src=0)
         return found[0]
+
+
+def _columns(recipe: Recipe) -> int:
+    """What the length of a row has to be a multiple of."""
+    needs = [2 * recipe.parallelism.cp if recipe.parallelism.cp > 1 else 1, recipe.parallelism.tp]
+    # float8 products want multiples of 16; a compiled model is compiled anew for each length it meets.
+    needs += [16 if recipe.precision.fp8 else 1, 64 if recipe.precision.compile else 1]
+    return math.lcm(*needs)
 
 
 def _memory_gib() -> float:

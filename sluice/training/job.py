@@ -1,9 +1,9 @@
 """One training run as its processes read it: `job.json` in the work folder, written by `train`, read by every process.
 
-    work_dir/job.json, automodel.yaml, train.jsonl, validation.jsonl.in ...   what goes in
-    work_dir/metrics.jsonl, events.jsonl ...                                what is seen (`journal.py`)
-    work_dir/checkpoints/                                                    what a run resumes from
-    work_dir/export/, probes.json, hardware.json, outcome.json                what comes out
+work_dir/job.json, automodel.yaml, train.jsonl, validation.jsonl.in ...   what goes in
+work_dir/metrics.jsonl, events.jsonl ...                                what is seen (`journal.py`)
+work_dir/checkpoints/                                                    what a run resumes from
+work_dir/export/, probes.json, hardware.json, outcome.json                what comes out
 """
 
 from __future__ import annotations

@@ -110,5 +110,3 @@ def number_text(value: float) -> str:
 def loss_text(value: float) -> str:
     """A loss or gradient norm: three decimals while that says something."""
     return f"{value:.3f}" if 0.001 <= abs(value) < 1000 else number_text(value)
-
-

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from tokenizers import Tokenizer
 
-from sluice.training.examples import render_chat
+from sluice.training.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,12 @@ def read_prompts(split: Path, base_dir: Path, count: int) -> list[Prompt]:
     settings = json.loads((base_dir / "tokenizer_config.json").read_text(encoding="utf-8"))
     eos = settings.get("eos_token")
     end = tokenizer.token_to_id(eos["content"] if isinstance(eos, dict) else eos) if eos else None
+    template = ChatTemplate(base_dir)
     found = []
     for line in split.read_text(encoding="utf-8").splitlines()[:count]:
         *asked, last = json.loads(line)["messages"]
-        ids = tokenizer.encode(render_chat(asked, base_dir, to_answer=True), add_special_tokens=False).ids
+        text = template.text(asked, add_generation_prompt=True)
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
         found.append(Prompt(asked[-1]["content"] if asked else "", last["content"], tuple(ids), end, tokenizer))
     return found
 

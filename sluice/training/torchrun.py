@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 from sluice.infra.errors import ConflictError, Interrupted, StepFailed
 from sluice.infra.progress import Report, no_report
@@ -31,8 +29,6 @@ from sluice.training.job import LOG, Job, Outcome
 from sluice.training.journal import Event, Journal, JournalReader, Observer
 from sluice.training.progress_line import ProgressLine
 from sluice.training.run_figures import RunFigures
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -177,7 +173,8 @@ class TorchrunLauncher:
         line.see(before)
         dead = DeadRanks(self.log, attempt_start, job.recipe.guards.ranks.restarts)
         report(figures.steps_done, job.last_step, f"starting {world} training processes")
-        told_at: float | None = None
+        told: set[int] = set()
+        told_at = 0.0
         while True:
             ended = process.poll() is not None
             for event in dead.new():
@@ -191,12 +188,14 @@ class TorchrunLauncher:
             if outcome is not None and outcome.kind == "failed":
                 # Every restart would meet it again.
                 return
-            if notice.is_set() and told_at is None:
-                told_at = time.monotonic()
-                self._tell("notice", "SIGTERM came: saving.", figures.steps_done)
-                _signal_ranks(process, signal.SIGTERM)
-            if told_at is not None and time.monotonic() - told_at > job.recipe.budget.notice_s:
-                return
+            if notice.is_set():
+                if not told_at:
+                    told_at = time.monotonic()
+                    self._tell("notice", "SIGTERM came: saving.", figures.steps_done)
+                # Again and again: torchrun may restart processes that were still starting and died of it.
+                told |= _signal_ranks(process, signal.SIGTERM, told)
+                if time.monotonic() - told_at > job.recipe.budget.notice_s:
+                    return
             self._check_budget(time.monotonic() - started, figures)
             time.sleep(self.poll_s)
 
@@ -256,21 +255,21 @@ def _notices() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def _signal_ranks(process: subprocess.Popen[bytes], number: int) -> None:
-    """To the training processes, past torchrun: told itself, it gives them 30 s, which may be too few to save."""
+def _signal_ranks(process: subprocess.Popen[bytes], number: int, but: Collection[int] = ()) -> set[int]:
+    """To the training processes, past torchrun: told itself, it gives them 30 s, which may be too few to save.
+
+    Returns the pids that were told now; those in `but` are not told again.
+    """
     import psutil
 
-    for child in _gone_is_nothing(lambda: psutil.Process(process.pid).children(recursive=True)) or []:
-        _gone_is_nothing(lambda child=child: child.send_signal(number))
-
-
-def _gone_is_nothing(ask: Callable[[], T]) -> T | None:
-    import psutil
-
-    try:
-        return ask()
-    except psutil.NoSuchProcess:
-        return None
+    told = set()
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if child.pid not in but:
+                with suppress(psutil.NoSuchProcess):
+                    child.send_signal(number)
+                    told.add(child.pid)
+    return told
 
 
 def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:

@@ -25,7 +25,16 @@ from sluice.training.automodel import automodel_config
 from sluice.training.checkpoint_mirror import CheckpointMirror, MirrorThread
 from sluice.training.checkpoint_store import CheckpointStore
 from sluice.training.examples import Split, read_split
-from sluice.training.job import CHECKPOINTS, CONFIG_FILE, EXPORT, HARDWARE_FILE, OUTCOME_FILE, Job, Outcome, replace_text
+from sluice.training.job import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    EXPORT,
+    HARDWARE_FILE,
+    OUTCOME_FILE,
+    Job,
+    Outcome,
+    replace_text,
+)
 from sluice.training.journal import LINES, Event, Journal, Observer, Sample, StepMetrics, Validation
 from sluice.training.recipe import Recipe
 from sluice.training.round_trip import PROBES_FILE, RoundTrip, check_round_trip
@@ -164,9 +173,7 @@ def prepare(
     split = _usable_split(dataset_dir / "train.jsonl", base_dir, recipe, train_file, None)
     if (dataset_dir / "validation.jsonl").is_file():
         validation_file = work_dir / "validation-examples.jsonl"
-        _usable_split(
-            dataset_dir / "validation.jsonl", base_dir, recipe, validation_file, recipe.data.validation_limit
-        )
+        _usable_split(dataset_dir / "validation.jsonl", base_dir, recipe, validation_file, recipe.data.validation_limit)
     _start_afresh_on_other_inputs(work_dir, base_dir, train_file, validation_file, recipe)
     job = Job(work_dir, base_dir, train_file, validation_file, recipe, last_step)
     job.write()

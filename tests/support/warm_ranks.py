@@ -1,14 +1,15 @@
 """A launcher whose training processes are forked from one process that has imported everything.
 
 torch and NeMo AutoModel take half a minute of CPU to import in each process. Where a test starts many runs, that is
-paid once: `WarmRanks` is the process, `WarmLauncher` the product's launcher with its agent in torchrun's place. The agent
-does what torchrun does without restarts: starts the processes, ends all when one dies, passes its exit code on.
+paid once: `warm_ranks` keeps that process, `WarmLauncher` is the product's launcher with an agent in torchrun's place,
+which does what torchrun does without restarts: starts the processes, ends all when one dies, passes its exit code on.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from pathlib import Path
 from sluice.training.torchrun import TorchrunLauncher
 
 READY = "ready"
+LARGEST_FILE_VARIABLE = "TEST_LARGEST_FILE_BYTES"
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,17 @@ def run_rank(rank: int, wanted: dict[str, object]) -> None:
     # What OMP_NUM_THREADS does at the import of torch, which lies behind: it decides the order of float additions.
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    if limit := environment.get(LARGEST_FILE_VARIABLE):
+        # A disk that is full, as far as a process can tell: writing past the limit fails with EFBIG.
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     code = 1
     try:
         main([str(wanted["work_dir"]), str(wanted["lock"])])
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 a forked process must not go on in its parent's code
         import traceback
 
         traceback.print_exc()

@@ -75,5 +75,10 @@ def test_durations_are_as_exact_as_people_care_for(seconds: float, text: str) ->
 
 
 def test_numbers_keep_what_says_something() -> None:
-    assert [loss_text(value) for value in (0.83124, 12.0, 0.00004, 41_200.0)] == ["0.831", "12.000", "4.0e-05", "41,200"]
+    assert [loss_text(value) for value in (0.83124, 12.0, 0.00004, 41_200.0)] == [
+        "0.831",
+        "12.000",
+        "4.0e-05",
+        "41,200",
+    ]
     assert [number_text(value) for value in (0.0, 0.5, 12.3456)] == ["0", "0.5000", "12.35"]
