@@ -108,7 +108,7 @@ class TrainingState:
             state, groups = self._tensors(), self._groups()
             if asynchronous:
                 state = self._stager.stage(state)
-        except Exception as error:  # noqa: BLE001 the others must hear of whatever it is, or they wait for ever
+        except Exception as error:  # noqa: BLE001 - the others must hear of whatever it is, or they wait for ever
             failure = f"Process {self._rank} cannot copy its state: {error}."
         reports = self._gathered(_Report(groups, sum(map(_written_bytes, state.values())), failure))
         if failures := [report.failure for report in reports if report.failure]:
@@ -128,7 +128,7 @@ class TrainingState:
                 if self._rank == 0:
                     (folder / PLAIN).write_text(plain)
                     store.publish(step, details=details, world_size=self._world_size)
-            except (Exception, CheckpointException) as error:  # noqa: BLE001 told to all at the next `wait`
+            except (Exception, CheckpointException) as error:  # noqa: BLE001 - told to all at the next `wait`
                 self._failure = _explained(error, folder, needed)
                 if self._rank == 0:
                     store.abandon(step, self._failure)
@@ -413,7 +413,7 @@ def _written_bytes(tensor: Tensor) -> float:
         for dimension, placement in enumerate(tensor.placements)
         if placement.is_replicate()
     )
-    return float(tensor.to_local().nbytes) / copies
+    return float(tensor.to_local().nbytes / copies)
 
 
 def _like(parameter: Tensor, saved: TensorStorageMetadata) -> Tensor:

@@ -140,6 +140,8 @@ class CheckpointStore:
         staging = self.folder / f"{_STAGING}{folder_name(step)}"
         if (there := self._already(step)) is not None:
             remove(staging)
+            # The one that published it may have been killed before it pruned.
+            self.prune()
             return there
         with self._disk(staging):
             # Read from memory, where the writing left them; `_seal` reads them again from the disk.
