@@ -54,7 +54,7 @@ def _rows(recipe: Recipe) -> Iterator[Problem]:
             f"must be a multiple of 2 x parallelism.cp = {2 * parallelism.cp}, the pieces that rows are cut into",
         )
     if parallelism.cp > 1 and data.packing:
-        # _transformers/infrastructure.py:842: with cp the attention mask is dropped, so packed examples would mix.
+        # _transformers/infrastructure.py:838: with cp the attention mask is dropped, so packed examples would mix.
         yield "data.packing", "must be false with parallelism.cp > 1: packed examples would see each other"
     if recipe.precision.fp8 and data.row_length % 16:
         yield length, "must be a multiple of 16 with precision.fp8, as float8 products need"
@@ -100,7 +100,7 @@ def _parallelism(recipe: Recipe) -> Iterator[Problem]:
         )
     micro_batches = schedule.global_batch_size // max(1, schedule.micro_batch_size * parallelism.dp)
     if parallelism.pp > 1 and micro_batches < parallelism.pp:
-        # recipes/llm/train_ft.py:672 asserts it after the model is loaded.
+        # recipes/llm/train_ft.py:674 asserts it after the model is loaded.
         yield (
             "parallelism.pp",
             f"needs at least as many micro-batches; a step has {micro_batches} (schedule.global_batch_size / "
@@ -118,7 +118,7 @@ def _precision(recipe: Recipe) -> Iterator[Problem]:
     if recipe.method == "qlora":
         yield "precision.fp8", "must be false with method qlora, whose weights are 4-bit"
     elif recipe.method != "full" and set(recipe.lora.target_modules) == set(get_args(Module)):
-        # components/quantization/fp8.py:187: converting a projection to float8 silently drops its low-rank pair, so
+        # components/quantization/fp8.py:231: converting a projection to float8 silently drops its low-rank pair, so
         # projections with a pair keep their precision (automodel.py), and here none is left.
         yield "precision.fp8", "gains nothing here: projections with a low-rank pair stay as they are, and all have one"
 

@@ -154,7 +154,7 @@ BAD: dict[str, tuple[str, list[tuple[str, str]], list[str]]] = {
     "preference tuning": (
         GOOD,
         [("method: lora", "method: dpo")],
-        ["method (line 2) = 'dpo'", "AutoModel 0.7 has neither a recipe nor a loss", "chosen answers"],
+        ["method (line 2) = 'dpo'", "AutoModel 0.7 has neither a recipe nor a loss", "preferred answers alone"],
     ),
     "lora beside full": (
         GOOD,
