@@ -227,7 +227,11 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         return super()._run_validation_epoch(val_dataloader)
 
     def _forward_backward_step(self, idx: int, batch: dict[str, Any], **options: Any) -> None:
-        super()._forward_backward_step(idx, keep_answer_columns(batch), **options)
+        # A fused loss computes no scores over the vocabulary at all; stages and cut rows have columns of their own.
+        where = self.job.recipe.parallelism
+        if where.pp == where.cp == 1 and not isinstance(self.loss_fn, train_ft.LinearCrossEntropy):
+            batch = keep_answer_columns(batch)
+        super()._forward_backward_step(idx, batch, **options)
         self._loss_buffer = options["loss_buffer"]
 
     def _judging(self, clip: Callable[..., Any]) -> Callable[..., Any]:

@@ -199,19 +199,18 @@ def _launch(job: Job, report: Report, observer: Observer | None, mirror: Checkpo
 
 @contextmanager
 def mirrored(job: Job, mirror: CheckpointMirror | None) -> Iterator[None]:
-    """Copy checkpoints beside training; first bring the newest back when this folder has none. None: do neither."""
+    """Copy checkpoints beside training; first bring back what is newer there than here. None: do neither."""
     if mirror is None or not job.recipe.checkpoints.upload:
         yield
         return
     tell = Journal(job.work_dir).write
     store = CheckpointStore(job.work_dir / CHECKPOINTS, job.recipe.checkpoints, tell)
-    if not store.complete() and (step := mirror.newest()) is not None:
-        mirror.fetch(step, store)
-    thread = MirrorThread(store, mirror, tell)
+    mirror.restore(store)
+    thread = MirrorThread(store, mirror, tell).start()
     try:
         yield
     finally:
-        thread.close()
+        thread.close(job.recipe.budget.notice_s)
 
 
 def _usable_split(source: Path, base_dir: Path, recipe: Recipe, target: Path, limit: int | None) -> Split:
