@@ -37,12 +37,15 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
     chosen = load_recipe(recipe).with_overrides(parse_json(overrides, "overrides"))
 
     def work(folder: Path) -> StepOutput:
+        from sluice.components.training_progress import REPORT, shown_training
         from sluice.training.train import train
 
         artifacts = running.workspace.artifacts
-        result = train(
-            running.workspace.folder(base), running.workspace.folder(dataset), chosen, folder, running.report
-        )
+        with shown_training(running, recipe=chosen, dataset=dataset, base=base, folder=folder) as shown:
+            result = train(
+                running.workspace.folder(base), running.workspace.folder(dataset), chosen, folder, running.report
+            )
+            page = shown.page()
         metadata = {"base": base, "dataset": dataset, "recipe": chosen.digest, "seed": chosen.seed}
         adapter = artifacts.put_directory(result.adapter_dir, "adapter", metadata)
         account = {
@@ -57,8 +60,9 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
             "probes": list(result.round_trip.probes),
             "round_trip_difference": result.round_trip.difference,
             "curve": [vars(point) for point in result.curve],
+            "key": running.state.steps[-1]["digest"],
         }
-        files = {"training.json": json.dumps(account, indent=2, sort_keys=True).encode()}
+        files = {"training.json": json.dumps(account, indent=2, sort_keys=True).encode(), REPORT: page}
         log = folder / "train.log"
         if log.is_file():
             files["train.log"] = log.read_bytes()
@@ -68,7 +72,7 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
 
     record = running.step(
         "train",
-        rooms=("training", "components.train"),
+        rooms=("training", "components.train", "components.training_progress"),
         parameters={"recipe": chosen.to_json()},
         inputs={"dataset": dataset, "base": base},
         function=work,
