@@ -104,7 +104,7 @@ def broken(kind: str) -> Arrays:
         ("layer", r"lacks a weight of 'model.layers.1.*2 modules"),
         ("module", "'model.layers.7.*does not have"),
         ("outside", "outside lora.target_modules"),
-        ("foreign", "no LoRA weight"),
+        ("foreign", "no weight of an adapter made by lora"),
         ("untrained", "nothing was trained"),
     ],
 )
