@@ -40,7 +40,7 @@ class Merged:
 
 
 def merge_adapter(base_dir: Path, adapter_dir: Path, target: Path) -> Merged:
-    """Make `target` hold the merged model, and nothing else. Needs memory for the base in float32, and once more as it is stored.
+    """Make `target` hold the merged model, and nothing else. Needs memory for the base in float32 and as it is stored.
 
     Raises `StepFailed` when PEFT cannot merge, `IntegrityError` when the merged model scores other than the adapter.
     """

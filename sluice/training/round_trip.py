@@ -82,9 +82,7 @@ def check_round_trip(base_dir: Path, output_dir: Path, probes: Path, recipe: Rec
         raise StepFailed(
             f"Training left no scores of the probe prompts ({probes}).", hint="Train again from the start."
         )
-    done = run_isolated(
-        "sluice.training.round_trip", [str(base_dir), str(output_dir), str(probes), recipe.method]
-    )
+    done = run_isolated("sluice.training.round_trip", [str(base_dir), str(output_dir), str(probes), recipe.method])
     if done.returncode:
         raise StepFailed(f"The output {output_dir} cannot be loaded: {(done.stderr.strip() or 'no message')[-400:]}")
     result = json.loads(done.stdout.splitlines()[-1])
@@ -146,7 +144,9 @@ def _next_scores(model: Any, ids: list[int], device: torch.device | str) -> torc
     return scores
 
 
-def largest_difference(model: Any, base_dir: Path, seen: Sequence[Json], device: torch.device | str) -> tuple[str, float]:
+def largest_difference(
+    model: Any, base_dir: Path, seen: Sequence[Json], device: torch.device | str
+) -> tuple[str, float]:
     """The prompt whose scores differ most from those that were seen, and by how much."""
     import torch
 

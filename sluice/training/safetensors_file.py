@@ -89,7 +89,9 @@ def open_tensors(path: Path) -> dict[str, RawTensor]:
         return {}
     with path.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        offsets = {name: entry["data_offsets"] for name, entry in json.loads(stream.read(size)).items() if name in tensors}
+        offsets = {
+            name: entry["data_offsets"] for name, entry in json.loads(stream.read(size)).items() if name in tensors
+        }
     data: Bytes = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + size)
     return {name: RawTensor(one.dtype, one.shape, data[slice(*offsets[name])]) for name, one in tensors.items()}
 
