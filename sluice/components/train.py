@@ -2,12 +2,20 @@
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kfp import dsl
 
 from sluice.components.task import Task, component, parse_json
+from sluice.infra.errors import InputError
+from sluice.provenance.canonical import Json
 from sluice.provenance.steps import StepOutput
+
+if TYPE_CHECKING:
+    from sluice.training.recipe import Recipe
+    from sluice.training.train import TrainingResult
 
 
 @component
@@ -36,28 +44,28 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
 
     chosen = load_recipe(recipe).with_overrides(parse_json(overrides, "overrides"))
 
+    if chosen.base not in (None, base):
+        raise InputError(f"The recipe pins base = {chosen.base}; this run trains {base}.")
+    if chosen.data.digest not in (None, dataset):
+        raise InputError(f"The recipe pins data.digest = {chosen.data.digest}; this run trains on {dataset}.")
+
     def work(folder: Path) -> StepOutput:
+        from sluice.training.checkpoint_mirror import CheckpointMirror
         from sluice.training.train import train
 
         artifacts = running.workspace.artifacts
+        mirror = CheckpointMirror(running.workspace.objects, f"checkpoints/{folder.name}")
         result = train(
-            running.workspace.folder(base), running.workspace.folder(dataset), chosen, folder, running.report
+            running.workspace.folder(base),
+            running.workspace.folder(dataset),
+            chosen,
+            folder,
+            running.report,
+            mirror=mirror,
         )
         metadata = {"base": base, "dataset": dataset, "recipe": chosen.digest, "seed": chosen.seed}
         adapter = artifacts.put_directory(result.adapter_dir, "adapter", metadata)
-        account = {
-            "steps": result.steps,
-            "examples": result.examples,
-            "final_loss": result.final_loss,
-            "validation_loss": result.validation_loss,
-            "seconds": round(result.seconds, 1),
-            "resumed_from": result.resumed_from,
-            "hardware": dict(result.hardware),
-            "recipe": chosen.to_json(),
-            "probes": list(result.round_trip.probes),
-            "round_trip_difference": result.round_trip.difference,
-            "curve": [vars(point) for point in result.curve],
-        }
+        account = account_of(result, chosen)
         files = {"training.json": json.dumps(account, indent=2, sort_keys=True).encode()}
         log = folder / "train.log"
         if log.is_file():
@@ -79,3 +87,25 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
     values = record.output.values
     running.say(f"{values['steps']} steps, loss {values['final_loss']:.3f}, {values['seconds']:.0f} s")
     return record.output.artifacts["adapter"], record.output.artifacts["training"]
+
+
+def account_of(result: "TrainingResult", recipe: "Recipe") -> dict[str, Json]:
+    """What the training artifact keeps of a run, as JSON."""
+    curve = [asdict(point) | {"tokens_per_second": point.tokens_per_second} for point in result.curve]
+    return {
+        "steps": result.steps,
+        "used_step": result.used_step,
+        "examples": result.examples,
+        "final_loss": result.final_loss,
+        "validation_loss": result.validation_loss,
+        "seconds": round(result.seconds, 1),
+        "resumed_from": result.resumed_from,
+        "hardware": dict(result.hardware),
+        "recipe": recipe.to_json(),
+        "probes": list(result.round_trip.probes),
+        "round_trip_difference": result.round_trip.difference,
+        "curve": curve,
+        "validations": [asdict(line) for line in result.validations],
+        "samples": [asdict(line) for line in result.samples],
+        "events": [asdict(line) for line in result.events],
+    }

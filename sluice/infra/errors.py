@@ -62,3 +62,9 @@ class AccessRefused(SluiceError):
     """Whoever acts does not hold the role that the action asks for. Nothing was changed."""
 
     exit_code = 8
+
+
+class Interrupted(SluiceError):
+    """Work was saved after a notice (SIGTERM: eviction, spot, cancel) and ended: run again to continue. EX_TEMPFAIL."""
+
+    exit_code = 75

@@ -6,7 +6,8 @@ import json
 import time
 from collections.abc import Callable
 
-from rich.console import Console, Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
@@ -17,6 +18,9 @@ from sluice.components.task import TaskState
 from sluice.infra.errors import SluiceError, StepFailed
 from sluice.infra.progress import StepProgress, read_progress
 from sluice.pipelines.runs import Run, cancel, finish
+
+FACTS = " · "
+"""Between the facts of a message that has several (a training's line)."""
 
 ICONS = {
     "done": ("✔", "green"),
@@ -75,7 +79,8 @@ def _follow_plainly(run: Run, console: Console) -> None:
             for name, progress in read_progress(run.folder).items():
                 if seen.get(name) == "running":
                     done = f"{progress.completed:g}/{progress.total:g}" if progress.total else f"{progress.completed:g}"
-                    console.print(f"  {run.pipeline}/{name}: {done} {progress.message}", highlight=False, markup=False)
+                    said = progress.message.replace("\n", FACTS)
+                    console.print(f"  {run.pipeline}/{name}: {done} {said}", highlight=False, markup=False)
         time.sleep(0.3)
 
 
@@ -128,17 +133,41 @@ def _elapsed(state: TaskState | None) -> Text:
     return Text(f"{(state.finished or time.time()) - state.started:.1f} s", style="dim")
 
 
+class _Message:
+    """A task's own words: facts break between each other, never within; what follows on a new line is a warning."""
+
+    def __init__(self, message: str) -> None:
+        facts, _, self.trouble = message.partition("\n")
+        self.facts = facts.split(FACTS)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        line = ""
+        for fact in self.facts:
+            longer = f"{line}{FACTS}{fact}" if line else fact
+            if line and cell_len(longer) > options.max_width:
+                yield Text(line, style="dim")
+                longer = fact
+            line = longer
+        yield Text(line, style="dim")
+        if self.trouble:
+            yield Text(self.trouble, style="yellow")
+
+
 def _detail(state: TaskState | None, progress: StepProgress | None) -> RenderableType:
     if state is None:
         return Text("")
     if state.state == "failed":
         return Text(state.error or "", style="red")
     if state.state == "running" and progress is not None:
-        message = Text(progress.message, style="dim")
+        message = _Message(progress.message)
         if not progress.total:
             return message
         bar = ProgressBar(total=progress.total, completed=min(progress.completed, progress.total), width=24)
         grid = Table.grid(padding=(0, 1))
-        grid.add_row(bar, Text(f"{progress.completed:g}/{progress.total:g}"), message)
+        count = Text(f"{progress.completed:g}/{progress.total:g}")
+        if FACTS in progress.message:
+            grid.add_row(bar, count)
+            return Group(grid, message)
+        grid.add_row(bar, count, message)
         return grid
     return Text(state.summary, style="dim" if state.hit else "")

@@ -22,7 +22,7 @@ from sluice.registry import links
 from sluice.registry.description import VERDICTS, describe
 from sluice.registry.logged_models import DIGEST_TAG, create_model, log_model
 from sluice.registry.mlflow_registry import MlflowRegistry, RegistryMissing, pairs, quoted, unpaired
-from sluice.registry.runs import RunLink
+from sluice.registry.run_page import RunLink
 
 Kind = Literal["base", "adapter", "merged", "index"]
 

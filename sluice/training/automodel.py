@@ -6,23 +6,17 @@ read it, and what a recipe does not say has one value, given here with its reaso
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from sluice.provenance.canonical import Json
 from sluice.training.recipe import Recipe
 
-CHECKPOINTS = "checkpoints"
-CHAT_DATASET = "nemo_automodel.components.datasets.llm.chat_dataset.ChatDataset"
-TRAIN_METRICS, VALIDATION_METRICS = "training.jsonl", "validation.jsonl"
-INCOMPLETE = ".incomplete"
-"""File that AutoModel keeps in a checkpoint folder while it writes it."""
 
-
-def automodel_config(
-    recipe: Recipe, base_dir: Path, train_file: Path, validation_file: Path | None, work_dir: Path
-) -> Json:
-    """AutoModel's configuration as a JSON value. Without a validation file no validation section, so no pass."""
+def automodel_config(recipe: Recipe, base_dir: Path, work_dir: Path) -> Json:
+    """AutoModel's configuration as a JSON value."""
     schedule, optimizer = recipe.schedule, recipe.optimizer
+    lora = recipe.method != "full"
     config: dict[str, Json] = {
         "recipe": "TrainFinetuneRecipeForNextTokenPrediction",
         "seed": recipe.seed,
@@ -30,8 +24,8 @@ def automodel_config(
             "global_batch_size": schedule.global_batch_size,
             "local_batch_size": schedule.micro_batch_size,
             "max_steps": schedule.max_steps,
-            # Empty: as many passes over the data as max_steps needs.
-            "num_epochs": None,
+            # Our loader is one long epoch: passes over the data are its business.
+            "num_epochs": 1,
             "ckpt_every_steps": recipe.checkpoints.every_steps,
             # A checkpoint is for resuming here; it costs no validation pass and no extra write at an epoch's end.
             "save_checkpoint_every_epoch": False,
@@ -40,7 +34,8 @@ def automodel_config(
         },
         "dist_env": {
             "backend": recipe.parallelism.backend,
-            "timeout_minutes": recipe.parallelism.collective_timeout_minutes,
+            # The watch of each process (`watch.py`) comes first, with a finding; this is the second line.
+            "timeout_minutes": math.ceil(2 * recipe.parallelism.collective_timeout_minutes),
         },
         "model": {
             "_target_": "nemo_automodel.NeMoAutoModelForCausalLM.from_pretrained",
@@ -81,20 +76,19 @@ def automodel_config(
             },
         },
         "loss_fn": {"_target_": "nemo_automodel.components.loss.masked_ce.MaskedCrossEntropy"},
-        "dataset": chat_dataset(recipe, train_file),
-        "packed_sequence": {"packed_sequence_size": 0},
-        "dataloader": {
-            "_target_": "torchdata.stateful_dataloader.StatefulDataLoader",
-            "collate_fn": "nemo_automodel.components.datasets.utils.default_collater",
-            "shuffle": True,
-            "group_by_length": recipe.data.bucket_batches > 1,
+        # Rows come from `rows.py`; AutoModel asks this section for the tokenizer only, and the next one for the kind of
+        # attention mask that keeps packed examples apart.
+        "dataset": {"_target_": "sluice.training.rows.AnswerRows"},
+        "packed_sequence": {
+            "packed_sequence_size": recipe.data.row_length if recipe.data.packing else 0,
+            "packing_strategy": "neat",
         },
         "checkpoint": {
+            # For loading the base and for the export at the end; what a run resumes from is ours.
             "enabled": True,
-            "checkpoint_dir": str(work_dir / CHECKPOINTS),
+            "checkpoint_dir": str(work_dir / "automodel"),
             "model_save_format": "safetensors",
-            "save_consolidated": False,
-            "max_recent_checkpoints": 2,
+            "save_consolidated": False if lora else "final",
         },
         "clip_grad_norm": {"max_norm": optimizer.max_grad_norm},
         "optimizer": {
@@ -110,26 +104,4 @@ def automodel_config(
             "min_lr": optimizer.minimum_learning_rate,
         },
     }
-    if validation_file:
-        config |= {
-            "validation_dataset": chat_dataset(recipe, validation_file),
-            "validation_dataloader": {
-                "_target_": "torchdata.stateful_dataloader.StatefulDataLoader",
-                "collate_fn": "nemo_automodel.components.datasets.utils.default_collater",
-                "batch_size": recipe.schedule.micro_batch_size,
-            },
-        }
     return config
-
-
-def chat_dataset(recipe: Recipe, path: Path) -> Json:
-    """The dataset section: `messages` of each line through the model's chat template, loss on the answer only."""
-    return {
-        "_target_": CHAT_DATASET,
-        "path_or_dataset_id": str(path),
-        "seq_length": recipe.data.max_length,
-        "padding": "do_not_pad",
-        "truncation": True,
-        # Without it AutoModel also trains the turn's header (`<|im_start|>assistant\n`), which the server supplies.
-        "mask_generation_prompt": True,
-    }

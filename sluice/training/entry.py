@@ -1,9 +1,7 @@
-"""What every process of a training run executes: `torchrun ... -m sluice.training.entry CONFIG LOCK HARDWARE`.
+"""What every process of a training run executes: `torchrun ... -m sluice.training.entry WORK_DIR LOCK`.
 
-NeMo AutoModel's stock fine-tuning recipe, with five additions: it runs without CUDA (cpu_compatibility), writes each
-step's metrics at once (the stock logger holds back 100 and loses them when killed), projects only answer tokens
-(answer_columns), leaves the scores of the probe prompts (round_trip), and ends when the process that launched the run
-is gone.
+NeMo AutoModel's fine-tuning recipe as `finetuning.py` extends it. Here: the process ends when its launcher is gone or
+when it hangs, and an error that a restart would meet again is written down so that none is tried.
 """
 
 from __future__ import annotations
@@ -62,50 +60,47 @@ def describe_hardware() -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Train as CONFIG says; rank 0 leaves a description of the hardware in HARDWARE."""
-    config, lock, hardware = (Path(argument) for argument in arguments)
+    """Train the job of WORK_DIR; process 0 leaves a description of the hardware."""
+    work_dir, lock = (Path(argument) for argument in arguments)
     exit_with_launcher(lock)
+    rank = int(os.environ["RANK"])
+    from sluice.training.job import CONFIG_FILE, HARDWARE_FILE, Job
+    from sluice.training.watch import Watch
+
+    job = Job.read(work_dir)
+    watch = Watch(work_dir, rank, job.recipe.parallelism.collective_timeout_minutes * 60)
     for name in NOT_NEEDED:
         # None makes `import name` raise ModuleNotFoundError, as if it were not installed; callers handle that.
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
     from sluice.training import cpu_compatibility
-    from sluice.training.answer_columns import keep_answer_columns
-    from sluice.training.round_trip import PROBES_FILE, probe, write_probes
 
     cpu_compatibility.install()
 
     from nemo_automodel.components.config.loader import load_yaml_config
-    from nemo_automodel.recipes.llm.train_ft import TrainFinetuneRecipeForNextTokenPrediction
 
-    class AnswerFinetuning(TrainFinetuneRecipeForNextTokenPrediction):  # type: ignore[misc]
-        def _forward_backward_step(self, idx: int, batch: dict[str, Any], **options: Any) -> None:
-            super()._forward_backward_step(idx, keep_answer_columns(batch), **options)
+    from sluice.training.finetuning import FineTuning
 
-        def log_train_metrics(self, log_data: Any) -> None:
-            super().log_train_metrics(log_data)
-            if self.dist_env.is_main:
-                self.metric_logger_train.flush()
+    recipe = FineTuning(load_yaml_config(work_dir / CONFIG_FILE), job, watch)
+    try:
+        recipe.setup()
+        if rank == 0:
+            (work_dir / HARDWARE_FILE).write_text(json.dumps(describe_hardware()), encoding="utf-8")
+        recipe.run()
+    except Exception as error:
+        _note_failure(work_dir, recipe.done, error)
+        raise
 
-        def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
-            super().log_val_metrics(val_name, log_data, metric_logger)
-            if self.dist_env.is_main and metric_logger is not None:
-                metric_logger.flush()
 
-        def save_checkpoint(self, epoch: int, step: int, *values: Any, **options: Any) -> None:
-            # Before the checkpoint: once that is complete, nothing of the run is missing.
-            if step + 1 >= self.step_scheduler.max_steps:
-                base = Path(self.cfg.model.pretrained_model_name_or_path)
-                found = probe(self.model_parts[0], base, self.dist_env.device)
-                if self.dist_env.is_main:
-                    write_probes(found, hardware.with_name(PROBES_FILE))
-            super().save_checkpoint(epoch, step, *values, **options)
+def _note_failure(work_dir: Path, step: int, error: Exception) -> None:
+    """Write an error down that every restart would meet again. An echo of another process's end is none."""
+    from sluice.infra.errors import SluiceError
+    from sluice.training.failures import is_echo
+    from sluice.training.job import Outcome
 
-    recipe = AnswerFinetuning(load_yaml_config(config))
-    recipe.setup()
-    if recipe.dist_env.is_main:
-        hardware.write_text(json.dumps(describe_hardware()), encoding="utf-8")
-    recipe.run_train_validation_loop()
+    said = str(error) if isinstance(error, SluiceError) else f"{type(error).__name__}: {error}"
+    if not is_echo(said):
+        Outcome("failed", step, said[:2000]).write(work_dir)
 
 
 if __name__ == "__main__":

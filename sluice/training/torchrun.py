@@ -1,75 +1,99 @@
 """Running the training processes of one node: start, follow, stop, explain.
 
-The run is wanted as long as `TorchrunLauncher.run` has not returned. Whatever ends it (an exception, a SIGTERM to this
+The run is wanted as long as `TorchrunLauncher.run` has not returned. Whatever ends it (an exception, SIGTERM to this
 process, the budget, or even kill -9), no training process outlives it by more than a moment: see
-`sluice.training.entry.exit_with_launcher`.
+`sluice.training.entry.exit_with_launcher`. A process that dies alone is restarted with all others from the last
+checkpoint by torchrun, as often as `guards.ranks.restarts` says.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from sluice.infra.errors import ConflictError, StepFailed
+from sluice.infra.errors import ConflictError, Interrupted, StepFailed
 from sluice.infra.progress import Report, no_report
+from sluice.training.failures import DeadRanks, find_cause
+from sluice.training.flight import explain, flight_environment
+from sluice.training.job import LOG, Job, Outcome
+from sluice.training.journal import Event, Journal, JournalReader, Observer
+from sluice.training.progress_line import ProgressLine
+from sluice.training.run_figures import RunFigures
 
-_SECONDARY = re.compile(
-    r"ChildFailedError|DistBackendError|DistNetworkError|SignalException"
-    r"|gloo.*(Connection (closed|reset)|Timed out|Broken pipe)|Connection (closed|reset) by peer"
-)
-"""What a process says because another one failed: never the cause while something else is on record."""
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the processes of all nodes find each other. One node needs no endpoint: a free local port is taken."""
+
+    nodes: int = 1
+    node: int = 0
+    endpoint: str | None = None
+
+    def arguments(self) -> list[str]:
+        """For torchrun. c10d, not static: a static rendezvous hangs when processes are restarted."""
+        if self.endpoint is None:
+            return ["--standalone", "--local-addr=127.0.0.1"]
+        return [
+            f"--nnodes={self.nodes}",
+            f"--node-rank={self.node}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={self.endpoint}",
+            "--rdzv-id=sluice",
+        ]
 
 
 @dataclass(frozen=True)
 class TorchrunLauncher:
-    """How to start one node's processes. `config` is AutoModel's configuration file; times in seconds."""
+    """One node's processes of a job. `lock_dir` is on a local disk; times in seconds.
 
-    config: Path
-    work_dir: Path
-    metrics: Path
-    processes: int
-    max_steps: int
-    timeout_s: float
+    `price_per_hour` (of all nodes, in dollars) makes cost visible and `budget.dollars` count.
+    """
+
+    job: Job
+    observer: Observer | None = None
+    rendezvous: Rendezvous = field(default_factory=Rendezvous)
+    price_per_hour: float | None = None
+    lock_dir: Path | None = None
     poll_s: float = 0.5
-    grace_s: float = 15.0
     patience_s: float = 5.0
 
     @property
     def log(self) -> Path:
         """Everything the processes printed, all attempts one after the other."""
-        return self.work_dir / "train.log"
+        suffix = f".{self.rendezvous.node}" if self.rendezvous.node else ""
+        return self.job.work_dir / f"{LOG}{suffix}"
 
-    @property
-    def hardware(self) -> Path:
-        return self.work_dir / "hardware.json"
+    def describe(self) -> str:
+        """The command of each node, for people."""
+        return " ".join(self._command(Path("launcher.lock")))
 
-    def run(self, report: Report = no_report) -> None:
-        """Train until the processes end by themselves with success.
+    def run(self, report: Report = no_report) -> Outcome:
+        """Train until the processes end in an orderly way: `finished` or `paused`.
 
-        Raises `StepFailed` with the cause when they fail or exceed `timeout_s`, and `ConflictError` when another
-        process trains in the same folder. SIGTERM raises SystemExit here after the processes were stopped.
+        Raises `StepFailed` with the cause when they fail, a guard stops them or a budget is spent, `Interrupted` when
+        SIGTERM came and the run is saved, and `ConflictError` when another process trains in the same folder.
         """
-        self.work_dir.mkdir(parents=True, exist_ok=True)
+        work_dir = self.job.work_dir
+        lock_dir = self.lock_dir or work_dir
+        lock_dir.mkdir(parents=True, exist_ok=True)
         with (
-            _exclusive(self.work_dir / "launcher.lock", self.patience_s) as lock,
-            _terminate_as_exception(),
+            _exclusive(lock_dir / "launcher.lock", self.patience_s) as lock,
+            _notices() as notice,
             self.log.open("ab") as log,
         ):
             attempt_start = log.tell()
-            _end_last_line(self.metrics)
+            Journal(work_dir).end_lines()
+            Outcome.clear(work_dir)
             process = subprocess.Popen(
                 self._command(lock),
                 stdin=subprocess.DEVNULL,
@@ -79,35 +103,50 @@ class TorchrunLauncher:
                 start_new_session=True,
             )
             try:
-                self._follow(process, report)
+                self._follow(process, report, notice, attempt_start)
             finally:
-                _stop(process, self.grace_s)
-            if process.returncode != 0:
-                text = self.log.read_bytes()[attempt_start:].decode("utf-8", "replace")
-                raise StepFailed(f"Training failed: {find_cause(text, process.returncode)}", hint=f"Log: {self.log}.")
+                _stop(process, self.job.recipe.budget.notice_s)
+            return self._conclude(process.returncode, attempt_start, noticed=notice.is_set())
+
+    def _conclude(self, returncode: int, attempt_start: int, *, noticed: bool) -> Outcome:
+        outcome = Outcome.read(self.job.work_dir)
+        if outcome is None or (returncode and outcome.kind not in ("stopped", "failed")):
+            text = self.log.read_bytes()[attempt_start:].decode("utf-8", "replace")
+            cause = explain(self.job.work_dir, self.job.recipe.parallelism.world_size) or find_cause(text, returncode)
+            if noticed:
+                raise Interrupted(
+                    "Training was told to stop and could not save in time.",
+                    hint="Run again: it goes on from its last checkpoint.",
+                )
+            raise StepFailed(f"Training failed: {cause}", hint=f"Log: {self.log}.")
+        if outcome.kind == "interrupted":
+            raise Interrupted(f"Training was told to stop. {outcome.sentence}", hint="Run again to continue.")
+        if outcome.kind == "stopped":
+            raise StepFailed(f"Training was stopped: {outcome.sentence}", hint=f"docs/guards.md; log: {self.log}.")
+        if outcome.kind == "failed":
+            raise StepFailed(f"Training failed: {outcome.sentence}", hint=f"Log: {self.log}.")
+        return outcome
 
     def _command(self, lock: Path) -> list[str]:
         return [
             sys.executable,
             "-m",
             "torch.distributed.run",
-            # A rendezvous on a free local port. Restarts are the step's business: it resumes from the checkpoint.
-            "--standalone",
-            "--local-addr=127.0.0.1",
-            f"--nproc-per-node={self.processes}",
-            "--max-restarts=0",
+            *self.rendezvous.arguments(),
+            f"--nproc-per-node={self.job.recipe.parallelism.processes}",
+            f"--max-restarts={self.job.recipe.guards.ranks.restarts}",
             "-m",
             "sluice.training.entry",
-            str(self.config),
+            str(self.job.work_dir),
             str(lock),
-            str(self.hardware),
         ]
 
     def _environment(self) -> dict[str, str]:
         # Threads beyond the cores cost more than they bring, and their number decides the order of float additions.
-        threads = max(1, (os.cpu_count() or 1) // self.processes)
+        threads = max(1, (os.cpu_count() or 1) // self.job.recipe.parallelism.processes)
         defaults = {
             "OMP_NUM_THREADS": str(threads),
+            # Without it a restart finds the store of the attempt before, and fails.
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_OFFLINE": "1",
@@ -117,79 +156,64 @@ class TorchrunLauncher:
             "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
             "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
         }
-        if sys.platform == "linux":
+        if sys.platform == "linux" and self.rendezvous.nodes == 1:
             defaults["GLOO_SOCKET_IFNAME"] = "lo"
-        return defaults | dict(os.environ)
+        return defaults | flight_environment(self.job.work_dir) | dict(os.environ)
 
-    def _follow(self, process: subprocess.Popen[bytes], report: Report) -> None:
-        started = time.monotonic()
-        position = self.metrics.stat().st_size if self.metrics.exists() else 0
-        report(0, self.max_steps, f"starting {self.processes} training processes")
+    def _follow(
+        self, process: subprocess.Popen[bytes], report: Report, notice: threading.Event, attempt_start: int
+    ) -> None:
+        job, started = self.job, time.monotonic()
+        reader, before = JournalReader(job.work_dir, from_end=True), JournalReader(job.work_dir).new()
+        world = job.recipe.parallelism.world_size
+        figures = RunFigures(job.last_step, world, self.price_per_hour)
+        line = ProgressLine(report, max_steps=job.last_step, devices=world, dollars_per_hour=self.price_per_hour)
+        observers: list[Observer] = [figures, line, *([self.observer] if self.observer else [])]
+        figures.see(before)
+        line.see(before)
+        dead = DeadRanks(self.log, attempt_start, job.recipe.guards.ranks.restarts)
+        report(figures.steps_done, job.last_step, f"starting {world} training processes")
+        told: set[int] = set()
+        told_at = 0.0
         while True:
             ended = process.poll() is not None
-            records, position = read_records(self.metrics, position)
-            for record in records:
-                step = int(record["step"]) + 1
-                report(step, self.max_steps, f"loss {record['loss']:.3f}, {record.get('tps', 0.0):.0f} tokens/s")
+            for event in dead.new():
+                Journal(job.work_dir).write(event)
+            if lines := reader.new():
+                for observer in observers:
+                    observer.see(lines)
             if ended:
                 return
-            if time.monotonic() - started > self.timeout_s:
-                raise StepFailed(
-                    f"Training took longer than its budget budget.timeout_minutes = {self.timeout_s / 60:g}.",
-                    hint=f"Run again to resume from the last checkpoint, or raise the budget. Log: {self.log}.",
-                )
+            outcome = Outcome.read(job.work_dir)
+            if outcome is not None and outcome.kind == "failed":
+                # Every restart would meet it again.
+                return
+            if notice.is_set():
+                if not told_at:
+                    told_at = time.monotonic()
+                    self._tell("notice", "SIGTERM came: saving.", figures.steps_done)
+                # Again and again: torchrun may restart processes that were still starting and died of it.
+                told |= _signal_ranks(process, signal.SIGTERM, told)
+                if time.monotonic() - told_at > job.recipe.budget.notice_s:
+                    return
+            self._check_budget(time.monotonic() - started, figures)
             time.sleep(self.poll_s)
 
+    def _check_budget(self, seconds: float, figures: RunFigures) -> None:
+        budget, over = self.job.recipe.budget, ""
+        if seconds > budget.timeout_minutes * 60:
+            over = f"longer than its budget budget.timeout_minutes = {budget.timeout_minutes:g}"
+        elif budget.dollars is not None and figures.dollars is not None and figures.dollars > budget.dollars:
+            over = f"${figures.dollars:.2f}, more than its budget budget.dollars = {budget.dollars:g}"
+        if over:
+            self._tell("stopped", f"Training took {over}.", figures.steps_done)
+            raise StepFailed(
+                f"Training took {over}.",
+                hint=f"Run again to resume from the last checkpoint, or raise the budget. Log: {self.log}.",
+            )
 
-def read_records(path: Path, position: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Whole JSON lines of `path` after byte `position`, and the position after them. No file is no lines."""
-    try:
-        with path.open("rb") as stream:
-            stream.seek(position)
-            data = stream.read()
-    except FileNotFoundError:
-        return [], position
-    end = data.rfind(b"\n") + 1
-    records = []
-    for line in data[:end].splitlines():
-        # A line that a kill cut in two is passed over; the step is done again from the checkpoint.
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict) and "step" in record:
-            records.append(record)
-    return records, position + end
-
-
-def _end_last_line(path: Path) -> None:
-    """Close a line that a kill cut in two, so that the next attempt's first line stands alone."""
-    if path.is_file() and not path.read_bytes().endswith(b"\n"):
-        with path.open("ab") as stream:
-            stream.write(b"\n")
-
-
-def find_cause(log: str, returncode: int) -> str:
-    """The line that says why: the first exception that is not another process's echo, else how a process ended."""
-    exceptions = []
-    lines = [re.sub(r"^\[?(default\d*|rank\d+)\]?:\s?", "", line) for line in log.splitlines()]
-    for start, line in enumerate(lines):
-        if not line.startswith("Traceback (most recent call last)"):
-            continue
-        for following in lines[start + 1 :]:
-            if following and not following[0].isspace():
-                exceptions.append(following.strip())
-                break
-    for exception in exceptions:
-        if not _SECONDARY.search(exception):
-            return exception
-    killed = re.search(r"exitcode\s*:\s*-(\d+)", log)
-    if killed:
-        name = signal.Signals(int(killed[1])).name
-        return f"a training process was killed by {name}" + (
-            ", perhaps for lack of memory." if name == "SIGKILL" else "."
-        )
-    return exceptions[0] if exceptions else f"the processes ended with exit code {returncode} and no message."
+    def _tell(self, kind: str, sentence: str, step: int) -> None:
+        Journal(self.job.work_dir).write(Event(kind, sentence, step, "warning"))
 
 
 @contextmanager
@@ -214,20 +238,38 @@ def _exclusive(path: Path, patience_s: float) -> Iterator[Path]:
 
 
 @contextmanager
-def _terminate_as_exception() -> Iterator[None]:
-    """SIGTERM as SystemExit, so that `finally` runs. Only the main thread may set a handler; elsewhere nothing."""
+def _notices() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets. Only the main thread may set a handler; elsewhere it is never set."""
+    came = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield came
         return
 
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    def note(number: int, frame: FrameType | None) -> None:
+        came.set()
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    previous = signal.signal(signal.SIGTERM, note)
     try:
-        yield
+        yield came
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _signal_ranks(process: subprocess.Popen[bytes], number: int, but: Collection[int] = ()) -> set[int]:
+    """To the training processes, past torchrun: told itself, it gives them 30 s, which may be too few to save.
+
+    Returns the pids that were told now; those in `but` are not told again.
+    """
+    import psutil
+
+    told = set()
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if child.pid not in but:
+                with suppress(psutil.NoSuchProcess):
+                    child.send_signal(number)
+                    told.add(child.pid)
+    return told
 
 
 def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
@@ -236,7 +278,7 @@ def _stop(process: subprocess.Popen[bytes], grace_s: float) -> None:
     torchrun puts each process in a session of its own; they end by themselves when torchrun is gone.
     """
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
+        _signal_ranks(process, signal.SIGTERM)
         try:
             process.wait(timeout=grace_s)
         except subprocess.TimeoutExpired:

@@ -1,18 +1,19 @@
-"""Training an adapter: base model + dataset + recipe -> adapter, with its curve. The public function of this room.
+"""Training: base model + dataset + recipe -> an adapter (or a whole model), with its curve. The public function of this
+room.
 
-`work_dir` makes it restartable: checkpoints, log and metrics live there. Calling `train` again with the same inputs
-resumes from the last complete checkpoint, and the adapter comes out with the same bytes as without the interruption
-(same machine type, same recipe). Other inputs in the same folder start afresh.
+`work_dir` makes it restartable: checkpoints, log and journal live there. Calling `train` again with the same inputs
+goes on from the last good checkpoint, and what comes out has the same bytes as without the interruption (same machine
+type, same number of processes). Other inputs in the same folder start afresh.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,39 +21,45 @@ from sluice.infra.errors import InputError, StepFailed
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import Json, digest_file, digest_json
 from sluice.training.adapter import collect_adapter
-from sluice.training.automodel import CHECKPOINTS, INCOMPLETE, TRAIN_METRICS, VALIDATION_METRICS, automodel_config
+from sluice.training.automodel import automodel_config
+from sluice.training.checkpoint_mirror import CheckpointMirror, MirrorThread
+from sluice.training.checkpoint_store import CheckpointStore
 from sluice.training.examples import Split, read_split
+from sluice.training.job import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    EXPORT,
+    HARDWARE_FILE,
+    OUTCOME_FILE,
+    Job,
+    Outcome,
+    replace_text,
+)
+from sluice.training.journal import LINES, Event, Journal, Observer, Sample, StepMetrics, Validation
 from sluice.training.recipe import Recipe
 from sluice.training.round_trip import PROBES_FILE, RoundTrip, check_round_trip
-from sluice.training.torchrun import TorchrunLauncher, read_records
-
-_CHECKPOINT = re.compile(r"^epoch_\d+_step_(\d+)$")
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    """One optimizer step, counted from 1: mean loss per answer token, learning rate, tokens per second."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    tokens_per_second: float
+from sluice.training.torchrun import TorchrunLauncher
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """An adapter in PEFT's layout and how it came about.
+    """An adapter in PEFT's layout (a Hugging Face model folder for `full`) and how it came about.
 
-    Losses are means per answer token; `validation_loss` is None when the dataset has no validation split. `seconds`
-    is the wall time of this call, `resumed_from` the steps that an earlier call had done, `too_long` the training
-    examples left out because of data.max_length, `round_trip` how the adapter's files score the probe prompts.
+    Losses are means per answer token; `validation_loss` is that of the weights that came out, None when the dataset has
+    no validation split. `seconds` is the wall time of this call, `resumed_from` the steps that an earlier call had
+    done, `too_long` the training examples left out because of data.max_length, `round_trip` how the files score the
+    probe prompts. `used_step` is the step whose weights came out.
     """
 
     adapter_dir: Path
     steps: int
+    used_step: int
     final_loss: float
     validation_loss: float | None
-    curve: tuple[CurvePoint, ...]
+    curve: tuple[StepMetrics, ...]
+    validations: tuple[Validation, ...]
+    samples: tuple[Sample, ...]
+    events: tuple[Event, ...]
     seconds: float
     hardware: Mapping[str, Json]
     resumed_from: int
@@ -61,96 +68,162 @@ class TrainingResult:
     round_trip: RoundTrip
 
 
+@dataclass(frozen=True)
+class Pause:
+    """A run that was trained to a step and not further, to go on later."""
+
+    step: int
+    validation_loss: float | None
+
+
 def train(
-    base_dir: Path, dataset_dir: Path, recipe: Recipe, work_dir: Path, report: Report = no_report
+    base_dir: Path,
+    dataset_dir: Path,
+    recipe: Recipe,
+    work_dir: Path,
+    report: Report = no_report,
+    *,
+    observer: Observer | None = None,
+    mirror: CheckpointMirror | None = None,
 ) -> TrainingResult:
     """Fine-tune `base_dir` (Hugging Face folder) on `dataset_dir` (train.jsonl, validation.jsonl).
 
-    Raises `InputError` for a dataset that cannot train this recipe, `StepFailed` with the cause when training does
-    not end well, `IntegrityError` when its adapter is not usable.
+    `observer` is told every line of the journal, `mirror` holds copies of the checkpoints (and gives the newest back
+    when the work folder has none). Raises `InputError` for a dataset that cannot train this recipe, `StepFailed` with
+    the cause when training does not end well, `Interrupted` when SIGTERM came and the run is saved, `IntegrityError`
+    when what came out is not usable.
     """
-    import yaml
-
     started = time.monotonic()
-    work_dir.mkdir(parents=True, exist_ok=True)
-    report(0, recipe.schedule.max_steps, "reading the dataset")
-    train_file, validation_file = work_dir / "train.jsonl", None
-    needed = recipe.schedule.global_batch_size
-    split = _usable_split(dataset_dir / "train.jsonl", base_dir, recipe, train_file, None, needed)
-    if (dataset_dir / "validation.jsonl").is_file():
-        validation_file = work_dir / "validation.jsonl"
-        limit, processes = recipe.data.validation_limit, recipe.parallelism.processes
-        _usable_split(dataset_dir / "validation.jsonl", base_dir, recipe, validation_file, limit, processes)
-    _start_afresh_on_other_inputs(work_dir, base_dir, train_file, validation_file, recipe)
-    resumed_from = completed_steps(work_dir)
-    if resumed_from < recipe.schedule.max_steps:
-        config = work_dir / "automodel.yaml"
-        values = automodel_config(recipe, base_dir, train_file, validation_file, work_dir)
-        config.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
-        TorchrunLauncher(
-            config=config,
-            work_dir=work_dir,
-            metrics=work_dir / CHECKPOINTS / TRAIN_METRICS,
-            processes=recipe.parallelism.processes,
-            max_steps=recipe.schedule.max_steps,
-            timeout_s=recipe.budget.timeout_minutes * 60,
-        ).run(report)
-    done = completed_steps(work_dir)
-    if done < recipe.schedule.max_steps:
-        # A process that got SIGTERM saves and ends with exit code 0: success is reaching the last step.
-        raise StepFailed(
-            f"Training stopped after step {done} of {recipe.schedule.max_steps}.", hint="Run again to resume."
-        )
-    curve = _curve(work_dir)
+    prepared = prepare(base_dir, dataset_dir, recipe, work_dir, recipe.schedule.max_steps, report)
+    job, journal = prepared.job, Journal(work_dir)
+    resumed_from = completed_steps(work_dir, recipe)
+    outcome = _finished(work_dir) or _launch(job, report, observer, mirror)
+    curve = tuple(journal.steps())
     final_loss = curve[-1].loss if curve else math.nan
     if not math.isfinite(final_loss):
         raise StepFailed(
-            f"The loss of step {done} is {final_loss}: training diverged.", hint="Lower optimizer.learning_rate."
+            f"The loss of step {outcome.step} is {final_loss}: training diverged.",
+            hint="Lower optimizer.learning_rate.",
         )
-    checkpoint = _checkpoints(work_dir)[done]
-    adapter_dir = collect_adapter(checkpoint / "model", base_dir, recipe, work_dir / "adapter")
-    report(done, done, "loading the adapter with PEFT, comparing the probe prompts")
+    adapter_dir = collect_adapter(work_dir / EXPORT / "model", base_dir, recipe, work_dir / "adapter")
+    report(outcome.step, recipe.schedule.max_steps, "loading the adapter with PEFT, comparing the probe prompts")
     round_trip = check_round_trip(base_dir, adapter_dir, work_dir / PROBES_FILE, recipe)
+    validations = {line.step: line for line in journal.read(Validation)}
+    used = outcome.best_step or outcome.step
     return TrainingResult(
         adapter_dir=adapter_dir,
-        steps=done,
+        steps=outcome.step,
+        used_step=used,
         final_loss=final_loss,
-        validation_loss=_validation_loss(work_dir) if validation_file else None,
+        validation_loss=validations[used].loss if used in validations else None,
         curve=curve,
+        validations=tuple(validations[step] for step in sorted(validations)),
+        samples=tuple({(line.step, line.number): line for line in journal.read(Sample)}.values()),
+        events=tuple(journal.read(Event)),
         seconds=round(time.monotonic() - started, 3),
         hardware=_hardware(work_dir, recipe),
         resumed_from=resumed_from,
-        examples=len(split.messages),
-        too_long=split.too_long,
+        examples=len(prepared.split.messages),
+        too_long=prepared.split.too_long,
         round_trip=round_trip,
     )
 
 
-def completed_steps(work_dir: Path) -> int:
+def train_until(
+    step: int,
+    base_dir: Path,
+    dataset_dir: Path,
+    recipe: Recipe,
+    work_dir: Path,
+    report: Report = no_report,
+    *,
+    observer: Observer | None = None,
+) -> Pause:
+    """Train to `step` (before the schedule's last one), validate, save and pause. Calling again does no step twice.
+
+    A later `train_until` or `train` in the same folder goes on from there: the learning rate keeps its schedule.
+    """
+    if not 0 < step < recipe.schedule.max_steps:
+        raise InputError(f"Cannot pause at step {step} of {recipe.schedule.max_steps}.")
+    prepared = prepare(base_dir, dataset_dir, recipe, work_dir, step, report)
+    validations = {line.step: line.loss for line in Journal(work_dir).read(Validation)}
+    if completed_steps(work_dir, recipe) < step or step not in validations:
+        _launch(prepared.job, report, observer, None)
+        validations = {line.step: line.loss for line in Journal(work_dir).read(Validation)}
+    return Pause(step, validations.get(step))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A work folder that is ready to be trained in."""
+
+    job: Job
+    split: Split
+
+
+def prepare(
+    base_dir: Path, dataset_dir: Path, recipe: Recipe, work_dir: Path, last_step: int, report: Report = no_report
+) -> Prepared:
+    """Check the dataset, and write what the training processes read. Idempotent."""
+    import yaml
+
+    work_dir.mkdir(parents=True, exist_ok=True)
+    report(0, recipe.schedule.max_steps, "reading the dataset")
+    train_file, validation_file = work_dir / "train.jsonl", None
+    split = _usable_split(dataset_dir / "train.jsonl", base_dir, recipe, train_file, None)
+    if (dataset_dir / "validation.jsonl").is_file():
+        validation_file = work_dir / "validation-examples.jsonl"
+        _usable_split(dataset_dir / "validation.jsonl", base_dir, recipe, validation_file, recipe.data.validation_limit)
+    _start_afresh_on_other_inputs(work_dir, base_dir, train_file, validation_file, recipe)
+    job = Job(work_dir, base_dir, train_file, validation_file, recipe, last_step)
+    job.write()
+    replace_text(work_dir / CONFIG_FILE, yaml.safe_dump(automodel_config(recipe, base_dir, work_dir), sort_keys=False))
+    return Prepared(job, split)
+
+
+def completed_steps(work_dir: Path, recipe: Recipe) -> int:
     """Optimizer steps that the newest complete checkpoint in `work_dir` holds; 0 without one."""
-    return max(_checkpoints(work_dir), default=0)
+    found = CheckpointStore(work_dir / CHECKPOINTS, recipe.checkpoints, Journal(work_dir).write).complete()
+    return max((checkpoint.step for checkpoint in found), default=0)
 
 
-def _checkpoints(work_dir: Path) -> dict[int, Path]:
-    """Complete checkpoints by steps done. AutoModel marks a folder it is still writing with a file in it."""
-    found = {}
-    for path in (work_dir / CHECKPOINTS).glob("epoch_*_step_*"):
-        match = _CHECKPOINT.match(path.name)
-        if match and path.is_dir() and not (path / INCOMPLETE).exists():
-            found[int(match[1]) + 1] = path
-    return found
+def _finished(work_dir: Path) -> Outcome | None:
+    outcome = Outcome.read(work_dir)
+    return outcome if outcome and outcome.kind == "finished" and (work_dir / EXPORT).is_dir() else None
 
 
-def _usable_split(source: Path, base_dir: Path, recipe: Recipe, target: Path, limit: int | None, needed: int) -> Split:
-    """Write the usable examples of `source` to `target`. Raises `InputError` when fewer than `needed` are usable."""
+def _launch(job: Job, report: Report, observer: Observer | None, mirror: CheckpointMirror | None) -> Outcome:
+    with mirrored(job, mirror):
+        return TorchrunLauncher(job, observer).run(report)
+
+
+@contextmanager
+def mirrored(job: Job, mirror: CheckpointMirror | None) -> Iterator[None]:
+    """Copy checkpoints beside training; first bring the newest back when this folder has none. None: do neither."""
+    if mirror is None or not job.recipe.checkpoints.upload:
+        yield
+        return
+    tell = Journal(job.work_dir).write
+    store = CheckpointStore(job.work_dir / CHECKPOINTS, job.recipe.checkpoints, tell)
+    if not store.complete() and (step := mirror.newest()) is not None:
+        mirror.fetch(step, store)
+    thread = MirrorThread(store, mirror, tell)
+    try:
+        yield
+    finally:
+        thread.close()
+
+
+def _usable_split(source: Path, base_dir: Path, recipe: Recipe, target: Path, limit: int | None) -> Split:
+    """Write the usable examples of `source` to `target`. Raises `InputError` when there is none."""
     if not source.is_file():
         raise InputError(f"The dataset {source.parent} holds no {source.name}.")
     split = read_split(source, base_dir, recipe.data.max_length, limit)
-    if len(split.messages) < needed:
+    if not split.messages:
         raise InputError(
-            f"{source.name} of the dataset has {len(split.messages)} usable examples; {needed} are needed. "
-            f"{split.too_long} are longer than data.max_length = {recipe.data.max_length} tokens.",
-            hint="Lower schedule.global_batch_size, raise data.max_length, or curate a longer window.",
+            f"{source.name} of the dataset has no usable example: {split.too_long} are longer than "
+            f"data.max_length = {recipe.data.max_length} tokens.",
+            hint="Raise data.max_length, or curate a longer window.",
         )
     split.write(target)
     return split
@@ -159,42 +232,28 @@ def _usable_split(source: Path, base_dir: Path, recipe: Recipe, target: Path, li
 def _start_afresh_on_other_inputs(
     work_dir: Path, base_dir: Path, train_file: Path, validation_file: Path | None, recipe: Recipe
 ) -> None:
-    """Remove checkpoints that other inputs made. The base's folder name is part of it: AutoModel compares paths."""
+    """Remove checkpoints that other inputs made."""
     weights = sorted(base_dir.glob("*.safetensors"))
     inputs = digest_json(
         {
             "recipe": recipe.digest,
             "train": digest_file(train_file),
             "validation": digest_file(validation_file) if validation_file else None,
-            "base": str(base_dir.resolve()),
             "weights": [[path.name, path.stat().st_size] for path in weights],
         }
     )
     mark = work_dir / "inputs"
     if mark.is_file() and mark.read_text(encoding="utf-8") == inputs:
         return
-    for name in (CHECKPOINTS, "adapter"):
+    for name in (CHECKPOINTS, EXPORT, "adapter", "flight"):
         shutil.rmtree(work_dir / name, ignore_errors=True)
-    (work_dir / PROBES_FILE).unlink(missing_ok=True)
+    for name in (PROBES_FILE, OUTCOME_FILE, *(kind.FILE for kind in LINES)):
+        (work_dir / name).unlink(missing_ok=True)
     mark.write_text(inputs, encoding="utf-8")
 
 
-def _curve(work_dir: Path) -> tuple[CurvePoint, ...]:
-    """One point for each step; of a step done twice (before and after an interruption) the later one counts."""
-    points = {}
-    for record in read_records(work_dir / CHECKPOINTS / TRAIN_METRICS)[0]:
-        step = int(record["step"]) + 1
-        points[step] = CurvePoint(step, float(record["loss"]), float(record["lr"]), float(record.get("tps", 0.0)))
-    return tuple(points[step] for step in sorted(points))
-
-
-def _validation_loss(work_dir: Path) -> float | None:
-    records = read_records(work_dir / CHECKPOINTS / VALIDATION_METRICS)[0]
-    loss = float(records[-1]["val_loss"]) if records else math.nan
-    return loss if math.isfinite(loss) else None
-
-
 def _hardware(work_dir: Path, recipe: Recipe) -> dict[str, Json]:
-    path = work_dir / "hardware.json"
+    path = work_dir / HARDWARE_FILE
     described = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return dict(described) | {"processes": recipe.parallelism.processes, "backend": recipe.parallelism.backend}
+    where = recipe.parallelism
+    return dict(described) | {"processes": where.world_size, "nodes": where.nodes, "backend": where.backend}

@@ -1,21 +1,25 @@
-"""The launcher's reading of logs and metrics, and its behaviour towards processes (stand-ins for torchrun)."""
+"""The launcher's behaviour towards its processes (stand-ins for torchrun)."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from sluice.infra.errors import ConflictError, StepFailed
-from sluice.training.torchrun import TorchrunLauncher, find_cause, read_records
+from sluice.infra.errors import ConflictError, Interrupted, SluiceError, StepFailed
+from sluice.training.job import Job
+from sluice.training.journal import Line
+from sluice.training.recipe import load_recipe
+from sluice.training.torchrun import TorchrunLauncher
 
 
 @dataclass(frozen=True)
@@ -25,31 +29,88 @@ class ScriptLauncher(TorchrunLauncher):
     script: str = ""
 
     def _command(self, lock: Path) -> list[str]:
-        return [sys.executable, "-c", self.script, str(self.metrics), str(self.work_dir / "pid"), str(lock)]
+        return [sys.executable, "-c", self.script, str(self.job.work_dir), str(self.job.work_dir / "pid"), str(lock)]
 
 
-def launcher(tmp_path: Path, script: str, *, timeout_s: float = 20.0, grace_s: float = 2.0) -> ScriptLauncher:
-    return ScriptLauncher(
-        tmp_path / "config", tmp_path, tmp_path / "training.jsonl", 2, 3, timeout_s, 0.02, grace_s, 0.3, script
-    )
+def launcher(
+    tmp_path: Path, script: str, *, timeout_s: float = 20.0, notice_s: float = 2.0, **options: Any
+) -> ScriptLauncher:
+    overrides = {"budget.timeout_minutes": timeout_s / 60, "budget.notice_s": notice_s, "schedule.max_steps": 3}
+    recipe = load_recipe("tiny").with_overrides(overrides)
+    job = Job(tmp_path, tmp_path, tmp_path / "train.jsonl", None, recipe, 3)
+    return ScriptLauncher(job, poll_s=0.02, patience_s=0.3, script=script, **options)
 
 
 WRITE_STEPS = """
-import json, sys, time
-with open(sys.argv[1], "a") as metrics:
-    for step in range(3):
-        metrics.write(json.dumps({"step": step, "loss": 3.0 - step, "tps": 10.0}) + "\\n")
-        metrics.flush()
-        time.sleep(0.1)
+import sys, time
+from pathlib import Path
+from sluice.training.job import Outcome
+from sluice.training.journal import Journal, StepMetrics
+journal = Journal(Path(sys.argv[1]))
+for step in (1, 2, 3):
+    journal.write(StepMetrics(step, 4.0 - step, 0.5, 1e-3, 100, 10, 10.0, 0.1))
+    time.sleep(0.1)
+Outcome("finished", 3, "Finished after step 3.").write(Path(sys.argv[1]))
 """
 SLEEP = "import os, sys, time; open(sys.argv[2], 'w').write(str(os.getpid())); time.sleep(60)"
 
 
 def test_every_step_is_reported(tmp_path: Path) -> None:
     reports: list[tuple[float, float, str]] = []
-    launcher(tmp_path, WRITE_STEPS).run(lambda *state: reports.append(state))
+    seen: list[Line] = []
+
+    class Watching:
+        def see(self, lines: Iterable[Line]) -> None:
+            seen.extend(lines)
+
+    outcome = launcher(tmp_path, WRITE_STEPS, observer=Watching()).run(lambda *state: reports.append(state))
+    assert (outcome.kind, outcome.step) == ("finished", 3)
     assert [state[0] for state in reports] == [0, 1, 2, 3]
-    assert reports[-1] == (3, 3, "loss 1.000, 10 tokens/s")
+    assert "loss 1.000" in reports[-1][2]
+    assert [line.step for line in seen] == [1, 2, 3]
+
+
+def test_success_without_an_outcome_is_none(tmp_path: Path) -> None:
+    """torchrun ends with exit code 0 when its processes do, whatever they came to."""
+    with pytest.raises(StepFailed, match="exit code 0 and no message"):
+        launcher(tmp_path, "pass").run()
+
+
+@pytest.mark.parametrize(
+    ("kind", "error", "says"),
+    [
+        ("interrupted", Interrupted, "Saved after step 2"),
+        ("stopped", StepFailed, "was stopped: Saved after step 2"),
+        ("failed", StepFailed, "failed: Saved after step 2"),
+    ],
+)
+def test_an_outcome_is_told(tmp_path: Path, kind: str, error: type[SluiceError], says: str) -> None:
+    script = (
+        "import sys; from pathlib import Path; from sluice.training.job import Outcome;"
+        f"Outcome('{kind}', 2, 'Saved after step 2.').write(Path(sys.argv[1]))"
+    )
+    with pytest.raises(error, match=says) as caught:
+        launcher(tmp_path, script).run()
+    assert caught.value.exit_code == (75 if kind == "interrupted" else 7)
+
+
+def test_a_failure_that_would_come_again_is_not_restarted(tmp_path: Path) -> None:
+    """The processes still wait (as torchrun does before a restart); the launcher does not."""
+    script = (
+        "import sys, time; from pathlib import Path; from sluice.training.job import Outcome;"
+        "Outcome('failed', 2, 'ValueError: no such module').write(Path(sys.argv[1])); time.sleep(60)"
+    )
+    started = time.monotonic()
+    with pytest.raises(StepFailed, match="no such module"):
+        launcher(tmp_path, script, notice_s=0.2).run()
+    assert time.monotonic() - started < 30
+
+
+def test_spent_money_stops_the_processes(tmp_path: Path) -> None:
+    job = launcher(tmp_path, WRITE_STEPS + "time.sleep(60)", price_per_hour=1e6, notice_s=0.2)
+    recipe = job.job.recipe.with_overrides({"budget.dollars": 1.0})
+    with pytest.raises(StepFailed, match=r"budget\.dollars = 1"):
+        replace(job, job=replace(job.job, recipe=recipe)).run()
 
 
 def test_a_failure_carries_its_cause_and_the_log(tmp_path: Path) -> None:
@@ -93,27 +154,56 @@ def test_an_exception_while_following_stops_the_processes(tmp_path: Path) -> Non
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        launcher(tmp_path, SLEEP).run(refuse)
+        launcher(tmp_path, SLEEP, notice_s=1.0).run(refuse)
     assert not is_running(wait_for(tmp_path / "pid"))
 
 
 def test_processes_deaf_to_sigterm_are_killed(tmp_path: Path) -> None:
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
     with pytest.raises(StepFailed):
-        launcher(tmp_path, deaf, timeout_s=1.0, grace_s=0.3).run()
+        launcher(tmp_path, deaf, timeout_s=1.0, notice_s=0.3).run()
     assert not is_running(wait_for(tmp_path / "pid"))
 
 
-def test_sigterm_to_the_launcher_stops_the_processes(tmp_path: Path) -> None:
-    terminate = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
-    terminate.start()
-    with pytest.raises(SystemExit):
-        launcher(tmp_path, SLEEP).run()
+SAVE_WHEN_TOLD = """
+import signal, subprocess, sys
+from pathlib import Path
+child = '''
+import signal, sys, time
+from pathlib import Path
+from sluice.training.job import Outcome
+def save(number, frame):
+    Outcome("interrupted", 2, "Saved after step 2.").write(Path(sys.argv[1]))
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+(Path(sys.argv[1]) / "ready").touch()
+time.sleep(60)
+'''
+sys.exit(subprocess.run([sys.executable, "-c", child, sys.argv[1]], start_new_session=True).returncode)
+"""
+
+
+def test_a_notice_goes_to_the_training_processes_and_what_they_saved_is_told(tmp_path: Path) -> None:
+    def notice() -> None:
+        while not (tmp_path / "ready").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=notice).start()
+    with pytest.raises(Interrupted, match="Saved after step 2"):
+        launcher(tmp_path, SAVE_WHEN_TOLD, notice_s=20).run()
+
+
+def test_processes_that_do_not_save_in_time_are_ended(tmp_path: Path) -> None:
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
+    with pytest.raises(Interrupted, match="could not save in time"):
+        launcher(tmp_path, deaf, notice_s=0.3).run()
     assert not is_running(wait_for(tmp_path / "pid"))
 
 
 def test_one_launcher_for_a_folder(tmp_path: Path) -> None:
-    running = launcher(tmp_path, SLEEP, timeout_s=8.0, grace_s=0.3)
+    running = launcher(tmp_path, SLEEP, timeout_s=8.0, notice_s=0.3)
     failures: list[BaseException] = []
 
     def run_first() -> None:
@@ -150,41 +240,3 @@ def test_a_process_ends_when_its_launcher_is_killed(tmp_path: Path) -> None:
             break
         time.sleep(0.05)
     assert not is_running(pid)
-
-
-FIRST = "Traceback (most recent call last):\n  File 'x.py', line 1, in f\n    g()\nRuntimeError: mat1 and mat2\n"
-ECHO = "Traceback (most recent call last):\n  File 'y.py'\nRuntimeError: [gloo/pair.cc] Connection closed by peer\n"
-AGENT = "Traceback (most recent call last):\n  a\ntorch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n"
-
-
-@pytest.mark.parametrize(
-    ("log", "cause"),
-    [
-        (ECHO + FIRST + AGENT, "RuntimeError: mat1 and mat2"),
-        ("[rank1]: " + FIRST.replace("\n", "\n[rank1]: ") + "\n" + AGENT, "RuntimeError: mat1 and mat2"),
-        (ECHO + AGENT + "  exitcode  : -9 (pid: 12)\n", "killed by SIGKILL, perhaps for lack of memory."),
-        (AGENT + "  exitcode  : -11 (pid: 12)\n", "killed by SIGSEGV."),
-        (ECHO, "Connection closed by peer"),
-        ("nothing\n", "exit code 1 and no message"),
-    ],
-)
-def test_the_cause_is_the_first_failure_and_no_echo(log: str, cause: str) -> None:
-    assert cause in find_cause(log, 1)
-
-
-def test_records_are_read_line_by_line(tmp_path: Path) -> None:
-    path = tmp_path / "m.jsonl"
-    assert read_records(path) == ([], 0)
-    path.write_text('{"step": 0}\n{"step"')
-    records, position = read_records(path)
-    assert records == [{"step": 0}]
-    with path.open("a") as stream:
-        stream.write(": 1}\n[]\n{}\nbroken\n" + json.dumps({"step": 2}) + "\n")
-    assert read_records(path, position)[0] == [{"step": 1}, {"step": 2}]
-
-
-def test_a_line_cut_by_a_kill_does_not_swallow_the_next_one(tmp_path: Path) -> None:
-    job = launcher(tmp_path, WRITE_STEPS)
-    job.metrics.write_text('{"step": 0, "loss": 9.0}\n{"step": 1, "lo')
-    job.run()
-    assert [record["step"] for record in read_records(job.metrics)[0]] == [0, 0, 1, 2]

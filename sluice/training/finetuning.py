@@ -1,0 +1,426 @@
+"""NeMo AutoModel's fine-tuning recipe, made to survive. Executed by every process of a run (`entry.py`).
+
+AutoModel builds model, LoRA, FSDP2, optimizer, loss and learning-rate schedule, and runs the steps. Ours are: the rows
+of each step (a function of the step alone), guards between gradient and update, checkpoints, what is told about each
+step, answers to fixed prompts, and the export. AutoModel counts steps from 0, everything here counts from 1.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from nemo_automodel.recipes._typed_config import RecipeConfig
+from nemo_automodel.recipes.llm import train_ft
+
+from sluice.training.answer_columns import keep_answer_columns
+from sluice.training.batches import plan_batches
+from sluice.training.checkpoint_files import CheckpointFailed
+from sluice.training.checkpoint_state import TrainingState
+from sluice.training.checkpoint_store import CheckpointStore
+from sluice.training.guards import Guards, Verdict
+from sluice.training.job import CHECKPOINTS, EXPORT, Job, Outcome
+from sluice.training.journal import Event, Journal, Sample, StepMetrics, Validation
+from sluice.training.rank_probe import judge, measure
+from sluice.training.recipe import Recipe
+from sluice.training.roll_backs import RollBacks
+from sluice.training.round_trip import PROBES_FILE, probe, write_probes
+from sluice.training.rows import AnswerRows, Collation, StepLoader, ValidationLoader
+from sluice.training.samples import answer, read_prompts
+from sluice.training.watch import Watch
+
+logger = logging.getLogger(__name__)
+START_AGAIN = 76
+"""Exit code of a process that wants the whole run restarted from the base: a roll-back before the first checkpoint."""
+
+
+class RollBack(Exception):
+    """Go on from the last good checkpoint, without the updates that this verdict drops."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.sentence)
+        self.verdict = verdict
+
+
+class Stop(Exception):
+    """End the run after `step`: a guard said so. One that `finishes` has had its best: what was trained is exported."""
+
+    def __init__(self, verdict: Verdict, step: int, *, finishes: bool = False) -> None:
+        super().__init__(verdict.sentence)
+        self.step, self.finishes = step, finishes
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """Stands where AutoModel's recipe expects the configuration of a data loader, and builds ours."""
+
+    job: Job
+    training: bool
+    packing: None = None
+    emits_thd = False
+    dataset_builds_on_all_ranks = True
+
+    @property
+    def seed(self) -> int:
+        return self.job.recipe.seed
+
+    def build(
+        self, *, tokenizer: Any, dp_rank: int, dp_world_size: int, packing_contract: Any, **unused: Any
+    ) -> StepLoader | ValidationLoader:
+        """Called by AutoModel on every process, when the model stands and its kind of packing is known."""
+        recipe, path = self.job.recipe, self.job.train_file if self.training else self.job.validation_file
+        assert path is not None
+        rows = AnswerRows.read(path, self.job.base_dir)
+        packing = packing_contract if recipe.data.packing and self.training else None
+        collate = Collation(rows, tokenizer.pad_token_id or 0, packing, _columns(recipe))
+        if not self.training:
+            return ValidationLoader(
+                rows.lengths, collate, recipe.schedule.micro_batch_size, dp_rank=dp_rank, dp_size=dp_world_size
+            )
+        plan = plan_batches(rows.lengths, recipe.data, recipe.schedule, recipe.seed)
+        return StepLoader(plan, collate, recipe.schedule, dp_rank=dp_rank, dp_size=dp_world_size)
+
+
+class JobConfig(RecipeConfig):  # type: ignore[misc]
+    """AutoModel's configuration with our rows in place of its data loaders."""
+
+    def __init__(self, raw: Any, job: Job) -> None:
+        super().__init__(raw)
+        self.job = job
+
+    @cached_property
+    def dataloader(self) -> LoaderConfig:
+        return LoaderConfig(self.job, training=True)
+
+    @cached_property
+    def validation_dataloaders(self) -> dict[str, LoaderConfig]:
+        if self.job.validation_file is None:
+            return {}
+        return {"default": LoaderConfig(self.job, training=False)}
+
+
+class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: ignore[misc]
+    """One run. `setup()` builds and resumes, `run()` trains to the job's last step and exports."""
+
+    def __init__(self, config: Any, job: Job, watch: Watch) -> None:
+        super().__init__(JobConfig(config, job))
+        self.job, self.watch = job, watch
+        self.journal = Journal(job.work_dir)
+        # An attempt is one start of the processes; only process 0 writes, so only it has to count.
+        self.attempt = 1 + sum(event.kind == "started" for event in self.journal.read(Event))
+        self.store = CheckpointStore(job.work_dir / CHECKPOINTS, job.recipe.checkpoints, self._tell_event)
+        self.roll_backs = RollBacks(job.work_dir)
+        self.guards = Guards(job.recipe.guards, roll_backs=self.roll_backs)
+        self._loss_buffer: list[torch.Tensor] = []
+        self._verdict = Verdict()
+        self._step_started = self._step_seconds = 0.0
+        self._learning_rate = 0.0
+        self._saved_step = 0
+
+    # ---- building and resuming
+
+    def setup(self) -> None:
+        train_ft.scale_grads_and_clip_grad_norm = self._judging(train_ft.scale_grads_and_clip_grad_norm)
+        self.watch.beat(0, "set-up")
+        super().setup()
+        for optimizer in self.optimizer:
+            optimizer.step = self._unless_skipped(optimizer.step)
+        schedule = self.job.recipe.schedule
+        # The learning rate keeps the schedule's horizon; only the loop ends earlier.
+        self.step_scheduler.max_steps = self.job.last_step
+        if schedule.validate_every_steps is None:
+            self.step_scheduler.val_every_steps = self.job.last_step
+
+    def load_checkpoint(self, restore_from: str | None = None) -> None:
+        """Called by AutoModel's `setup` when everything is built: go on from the newest good checkpoint, if any."""
+        self._state = TrainingState(self.model_parts, self.optimizer, self.lr_scheduler or [])
+        self._resume()
+
+    def _resume(self) -> None:
+        self.watch.beat(self.done, "resuming")
+        found = self._state.newest_good(self.store)
+        if found is not None:
+            details = self._state.load(found)
+            self.guards = Guards(self.job.recipe.guards, details["guards"], self.roll_backs)
+            if self.dist_env.is_main:
+                self._tell("resumed", f"Going on after step {found.step}, from {found.folder.name}.", found.step)
+        self.step_scheduler.step = self._saved_step = found.step if found else 0
+        self.step_scheduler.epoch = 0
+        self.dataloader.start(self.step_scheduler.step + 1)
+
+    @property
+    def done(self) -> int:
+        """Steps done; 0 before the set-up came that far."""
+        scheduler = self.__dict__.get("step_scheduler")
+        return int(scheduler.step) if scheduler is not None else 0
+
+    # ---- the run
+
+    def run(self) -> None:
+        """Train to the job's last step; leaves `outcome.json` and, when finished, the export."""
+        if self.dist_env.is_main:
+            self._tell("started", f"Attempt {self.attempt}: step {self.done} of {self.job.last_step}.", self.done)
+        stopped: Stop | None = None
+        while True:
+            try:
+                self.run_train_validation_loop()
+                break
+            except RollBack as back:
+                self._zero_grad()
+                self._roll_back(back.verdict)
+            except Stop as stop:
+                self._zero_grad()
+                stopped = stop
+                break
+        self.watch.beat(self.done, "saving")
+        self._settle()
+        if stopped is not None and not stopped.finishes:
+            self._end(Outcome("stopped", stopped.step, str(stopped)))
+        elif stopped is None and self.step_scheduler.sigterm_flag and self.done < self.job.last_step:
+            self._end(Outcome("interrupted", self.done, f"Saved after step {self.done}; run again to continue."))
+        elif stopped is None and self.job.pauses:
+            self._end(Outcome("paused", self.done, f"Paused after step {self.done}, as asked."))
+        else:
+            self._export(stopped)
+        self._state.close()
+        super()._finalize_and_close_checkpointer()
+
+    def _finalize_and_close_checkpointer(self) -> None:
+        """AutoModel closes its checkpointer when the loop ends; the export needs it afterwards."""
+
+    def _make_progress_bar(self, total: int | None = None, initial: int = 0) -> None:
+        """Progress is the journal's."""
+
+    def _roll_back(self, verdict: Verdict) -> None:
+        self._settle()
+        if self.dist_env.is_main:
+            self.store.discard_after(min(verdict.dropped) - 1)
+        dist.barrier()
+        self.roll_backs.record(verdict)
+        if not self._agreed(lambda: bool(self.store.complete())):
+            # Nothing was saved yet: the base is the last good state, and a fresh process the way to it.
+            raise SystemExit(START_AGAIN)
+        self._resume()
+
+    # ---- one step
+
+    def _run_train_optim_step(self, batches: list[Any], max_grad_norm: float | None = None) -> Any:
+        self.watch.beat(self.done + 1, "step")
+        self._step_started = time.perf_counter()
+        self._learning_rate = float(self.optimizer[0].param_groups[0]["lr"])
+        self._loss_buffer = []
+        result = super()._run_train_optim_step(batches, max_grad_norm)
+        self._step_seconds = time.perf_counter() - self._step_started
+        return result
+
+    def _run_validation_epoch(self, val_dataloader: Any) -> Any:
+        self.watch.beat(self.done + 1, "validation")
+        return super()._run_validation_epoch(val_dataloader)
+
+    def _forward_backward_step(self, idx: int, batch: dict[str, Any], **options: Any) -> None:
+        super()._forward_backward_step(idx, keep_answer_columns(batch), **options)
+        self._loss_buffer = options["loss_buffer"]
+
+    def _judging(self, clip: Callable[..., Any]) -> Callable[..., Any]:
+        """AutoModel's clipping, followed by the guards: between gradient and update, with the norm before clipping."""
+
+        def clip_and_judge(*values: Any, **options: Any) -> Any:
+            norm = clip(*values, **options)
+            self._judge(norm, options.get("num_label_tokens"))
+            return norm
+
+        return clip_and_judge
+
+    def _judge(self, norm: Any, label_tokens: int | None) -> None:
+        step = self.done + 1
+        loss = self._dp_allreduce(torch.sum(torch.stack(self._loss_buffer)), include_cp=True)
+        if self.pp_enabled:
+            loss = self._broadcast_from_last_pp_stage((loss / (label_tokens or 1)).to(self.dist_env.device))
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        self._verdict = self.guards.observe(step, float(loss), float(norm))
+        self._act(step, self._verdict)
+
+    def _act(self, step: int, verdict: Verdict) -> None:
+        if verdict.sentence and self.dist_env.is_main:
+            level = {"go": "info", "stop": "error"}.get(verdict.action, "warning")
+            self._tell("guard", verdict.sentence, step, level, guard=verdict.guard, action=verdict.action)
+        if verdict.action == "stop":
+            raise Stop(verdict, step - 1)
+        if verdict.action == "roll_back":
+            raise RollBack(verdict)
+
+    def _unless_skipped(self, update: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*values: Any, **options: Any) -> Any:
+            return None if self._verdict.action == "skip" else update(*values, **options)
+
+        return step
+
+    def _zero_grad(self) -> None:
+        for optimizer in self.optimizer:
+            optimizer.zero_grad()
+
+    # ---- what is told
+
+    def log_train_metrics(self, log_data: Any) -> None:
+        """Called by AutoModel on every process after each step."""
+        values, step = log_data.metrics, self.done + 1
+        if self.dist_env.is_main:
+            metrics = StepMetrics(
+                step=step,
+                loss=float(values["loss"]),
+                grad_norm=float(values["grad_norm"]),
+                learning_rate=self._learning_rate,
+                tokens=int(values["num_tokens_per_step"]),
+                label_tokens=int(values["num_label_tokens"]),
+                seconds=self._step_seconds,
+                memory_gib=_memory_gib(),
+                mfu=float(values["mfu"]) / 100 if values.get("mfu") and torch.cuda.is_available() else None,
+                skipped=self._verdict.guard if self._verdict.action == "skip" else None,
+                attempt=self.attempt,
+            )
+            self.journal.write(metrics)
+            logger.info("step %d: loss %.6g, gradient norm %.4g", step, metrics.loss, metrics.grad_norm)
+        section = self.job.recipe.guards.ranks
+        if section.policy != "off" and step % section.every_steps == 0 and dist.get_world_size() > 1:
+            self._compare_ranks(step)
+
+    def _compare_ranks(self, step: int) -> None:
+        times = [0.0] * dist.get_world_size()
+        dist.all_gather_object(times, measure(self.dist_env.device))
+        verdict = judge(times, self.job.recipe.guards.ranks)
+        if verdict.action != "go" and self.dist_env.is_main:
+            self._tell("slow_rank", verdict.sentence, step, "warning")
+        if verdict.action == "stop":
+            raise Stop(verdict, step)
+
+    def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
+        """Called by AutoModel on every process after each validation."""
+        step, loss = self.done + 1, float(log_data.metrics["val_loss"])
+        if self.dist_env.is_main:
+            self.journal.write(Validation(step, loss))
+            self.store.set_validation_loss(step, loss)
+        self._write_samples(step)
+        if self.job.recipe.schedule.result == "best" and not self.step_scheduler.is_ckpt_step:
+            self._save(step)
+        verdict = self.guards.observe_validation(step, loss)
+        if verdict.sentence and self.dist_env.is_main:
+            self._tell("guard", verdict.sentence, step, "warning", guard=verdict.guard, action=verdict.action)
+        if verdict.action == "stop":
+            raise Stop(verdict, step, finishes=True)
+
+    def _write_samples(self, step: int) -> None:
+        settings = self.job.recipe.samples
+        sharded = self.job.recipe.parallelism.pp > 1 or self.job.recipe.parallelism.cp > 1
+        if not settings.prompts or self.job.validation_file is None or sharded:
+            return
+        self.watch.beat(step, "samples")
+        prompts = read_prompts(self.job.validation_file, self.job.base_dir, settings.prompts)
+        for number, prompt in enumerate(prompts):
+            text = answer(self.model_parts[0], prompt, settings.max_tokens, self.dist_env.device)
+            if self.dist_env.is_main:
+                self.journal.write(Sample(step, number, prompt.text, text, prompt.reference))
+
+    def _tell(self, kind: str, sentence: str, step: int, level: str = "info", **details: Any) -> None:
+        self._tell_event(Event(kind, sentence, step, level, details))
+
+    def _tell_event(self, event: Event) -> None:
+        self.journal.write(Event(**{**vars(event), "attempt": self.attempt}))
+        logger.log(logging.INFO if event.level == "info" else logging.WARNING, "%s", event.sentence)
+
+    # ---- saving
+
+    def save_checkpoint(
+        self,
+        epoch: int,
+        step: int,
+        train_loss: float,
+        val_loss: dict[str, float] | None = None,
+        best_metric_key: str = "default",
+    ) -> None:
+        """Called by AutoModel when a checkpoint is due, after the step's validation."""
+        if self._saved_step != step + 1:
+            self._save(step + 1)
+
+    def _save(self, step: int) -> None:
+        self.watch.beat(step, "saving")
+        self._settle()
+        ends = step >= self.job.last_step or self.step_scheduler.sigterm_flag
+        asynchronous = self.job.recipe.checkpoints.asynchronous and not ends
+        try:
+            self._state.save(self.store, step, {"guards": self.guards.state()}, asynchronous)
+            self._saved_step = step
+        except CheckpointFailed:
+            # The store has told it. Training goes on from what was saved before, unless this was the last chance.
+            if ends:
+                raise
+
+    def _settle(self) -> None:
+        """Wait for the save on its way. One that failed was told, and costs no more than the steps since the last."""
+        with suppress(CheckpointFailed):
+            self._state.wait()
+
+    # ---- ending
+
+    def _export(self, stopped: Stop | None) -> None:
+        """The adapter or model as AutoModel saves it, and the scores of the probe prompts that belong to it."""
+        done = stopped.step if stopped else self.done
+        best = None
+        if self.job.recipe.schedule.result == "best":
+            best = self._agreed(self.store.best)
+            if best is not None and best.step != done:
+                self._state.load(best)
+        self.watch.beat(done, "exporting")
+        found = probe(self.model_parts[0], self.job.base_dir, self.dist_env.device)
+        staging = self.job.work_dir / f".{EXPORT}"
+        self.model_parts[0].save_pretrained(
+            save_directory=str(staging),
+            checkpointer=self.checkpointer,
+            tokenizer=None,
+            peft_config=self.peft_config,
+            is_final_checkpoint=True,
+        )
+        dist.barrier()
+        used = best.step if best is not None else done
+        if self.dist_env.is_main:
+            write_probes(found, self.job.work_dir / PROBES_FILE)
+            staging.replace(self.job.work_dir / EXPORT)
+        sentence = f"Finished after step {done}" + (f" with the weights of step {used}" if best else "")
+        self._end(Outcome("finished", done, f"{sentence}. {stopped or ''}".strip(), used))
+
+    def _end(self, outcome: Outcome) -> None:
+        if self.dist_env.is_main:
+            level = "error" if outcome.kind == "stopped" else "info"
+            self._tell(outcome.kind, outcome.sentence, outcome.step, level)
+            outcome.write(self.job.work_dir)
+        dist.barrier()
+
+    def _agreed(self, ask: Callable[[], Any]) -> Any:
+        """What process 0 finds, on every process: files are looked at by one, so that all do the same."""
+        found = [ask() if self.dist_env.is_main else None]
+        dist.broadcast_object_list(found, src=0)
+        return found[0]
+
+
+def _columns(recipe: Recipe) -> int:
+    """What the length of a row has to be a multiple of."""
+    needs = [2 * recipe.parallelism.cp if recipe.parallelism.cp > 1 else 1, recipe.parallelism.tp]
+    # float8 products want multiples of 16; a compiled model is compiled anew for each length it meets.
+    needs += [16 if recipe.precision.fp8 else 1, 64 if recipe.precision.compile else 1]
+    return math.lcm(*needs)
+
+
+def _memory_gib() -> float:
+    if torch.cuda.is_available():
+        peak = torch.cuda.max_memory_allocated() / 2**30
+        torch.cuda.reset_peak_memory_stats()
+        return float(peak)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,69 @@
+"""What one pod (or one host of a Slurm job) executes: `python -m sluice.training.node WORK_DIR`.
+
+The launcher of this node's processes, with the rendezvous that the cluster's trainer hands over in PET_* variables (or
+Slurm's own). It ends with exit code 0 when training finished, 75 when it was saved after SIGTERM (spot, eviction) and
+should be started again, and the code of the error otherwise. Node 0 copies checkpoints to the object store beside it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from sluice.infra.errors import InputError, SluiceError
+from sluice.training.job import Job
+from sluice.training.torchrun import Rendezvous, TorchrunLauncher
+
+
+def rendezvous_of(environment: Mapping[str, str]) -> Rendezvous:
+    """From PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR and PET_MASTER_PORT; nothing set means one node.
+
+    Raises `InputError` naming the variable that is missing or no number.
+    """
+    if int(_number(environment, "PET_NNODES", "1")) == 1:
+        return Rendezvous()
+    for name in ("PET_MASTER_ADDR", "PET_NODE_RANK"):
+        if not environment.get(name):
+            raise InputError(f"PET_NNODES is {environment['PET_NNODES']}, but {name} is not set.")
+    port = _number(environment, "PET_MASTER_PORT", "29500")
+    endpoint = f"{environment['PET_MASTER_ADDR']}:{port}"
+    return Rendezvous(int(environment["PET_NNODES"]), int(_number(environment, "PET_NODE_RANK", "0")), endpoint)
+
+
+def _number(environment: Mapping[str, str], name: str, default: str) -> str:
+    value = environment.get(name, default)
+    if not value.isdigit():
+        raise InputError(f"{name} = {value!r} is no number.", hint="A fixed number of nodes is needed, not a range.")
+    return value
+
+
+def run(work_dir: Path) -> None:
+    """Train this node's share of the job in `work_dir`. Raises what `TorchrunLauncher.run` raises."""
+    from sluice.training.train import mirror_of_environment, mirrored
+
+    job, where = Job.read(work_dir), rendezvous_of(os.environ)
+    if where.nodes != job.recipe.parallelism.nodes:
+        raise InputError(
+            f"PET_NNODES = {where.nodes}, but the job's recipe says parallelism.nodes = {job.recipe.parallelism.nodes}."
+        )
+    with tempfile.TemporaryDirectory() as local, mirrored(job, mirror_of_environment(job) if where.node == 0 else None):
+        # The lock is local: shared file systems are often mounted without flock.
+        TorchrunLauncher(job, rendezvous=where, lock_dir=Path(local)).run(
+            lambda done, total, message: print(f"step {done:g} of {total:g}: {message}", flush=True)
+        )
+
+
+def main(arguments: list[str]) -> int:
+    try:
+        run(Path(arguments[0]))
+    except SluiceError as error:
+        print(error, file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
