@@ -17,9 +17,9 @@ from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import digest_json
 from sluice.training.cluster_api import RUNTIMES, TRAIN_JOBS, WORKLOADS, ClusterApi
 from sluice.training.cluster_status import FailedPod, ended, failed_pod, hopeless, waiting
+from sluice.training.failures import find_cause
 from sluice.training.journal import JournalReader, StepMetrics
 from sluice.training.launcher import ClusterJob, sigterm_as_exit
-from sluice.training.torchrun import find_cause
 from sluice.training.train_job import runtime_body, train_job_body
 
 _BODY = "sluice.dev/body"
