@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sluice.infra.errors import InputError
@@ -29,6 +29,7 @@ def plan(lengths: list[int], data: DataSection, batch_size: int = 4, steps: int 
     return plan_batches(lengths, data, ScheduleSection(max_steps=steps, global_batch_size=batch_size), seed)
 
 
+@settings(max_examples=60, deadline=None)
 @given(LENGTHS, st.integers(1, 5), st.sampled_from([1, 2, 4, 8]))
 def test_every_epoch_takes_every_example_once(lengths: list[int], bucket_batches: int, batch_size: int) -> None:
     batches = plan(lengths, DataSection(max_length=LONGEST, bucket_batches=bucket_batches), batch_size)
@@ -44,6 +45,7 @@ def test_every_epoch_takes_every_example_once(lengths: list[int], bucket_batches
         assert sum(missing.values()) == epoch * len(lengths) % batch_size
 
 
+@settings(max_examples=60, deadline=None)
 @given(LENGTHS, st.integers(1, 5))
 def test_packs_take_every_example_once_an_epoch_but_for_one_open_pack(lengths: list[int], bucket_batches: int) -> None:
     data = DataSection(max_length=LONGEST, packing=True, bucket_batches=bucket_batches)
@@ -77,6 +79,7 @@ def test_rows_that_fill_no_batch_lead_the_next_epoch(packing: bool) -> None:
     assert Counter(first + second) == dict.fromkeys(range(10), 2)
 
 
+@settings(max_examples=60, deadline=None)
 @given(LENGTHS, DATA, st.sampled_from([(1, 8), (1, 2), (2, 4), (2, 1), (4, 1), (4, 2), (8, 1)]), st.integers(1, STEPS))
 def test_all_processes_together_see_the_step(
     lengths: list[int], data: DataSection, shape: tuple[int, int], step: int
@@ -89,6 +92,7 @@ def test_all_processes_together_see_the_step(
     assert Counter(row for one in dealt for rows in one for row in rows) == Counter(batches.step(step))
 
 
+@settings(max_examples=60, deadline=None)
 @given(LENGTHS, DATA, st.integers(1, STEPS))
 def test_resuming_at_any_step_gives_the_rows_of_the_uninterrupted_run(
     lengths: list[int], data: DataSection, step: int
@@ -103,6 +107,7 @@ def test_resuming_at_any_step_gives_the_rows_of_the_uninterrupted_run(
     ]
 
 
+@settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 99), max_size=40), st.integers(1, 5), st.integers(1, 4))
 def test_validation_takes_each_example_once_in_equally_many_passes(
     lengths: list[int], dp_size: int, micro_batch_size: int
