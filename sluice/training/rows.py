@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sluice.infra.errors import InputError
 from sluice.training.answer_columns import IGNORED
 from sluice.training.batches import BatchPlan, Integers, Row, plan_validation
 from sluice.training.chat_template import ChatTemplate
@@ -46,9 +47,18 @@ class AnswerRows:
     starts: Integers
 
     @classmethod
-    def read(cls, path: Path, base_dir: Path) -> AnswerRows:
-        """Tokenize a file of JSON lines with `messages`. Raises `InputError` for what is no answered chat."""
-        encoded = ChatTemplate(base_dir).encode(read_chats(path), path.name)
+    def read(cls, path: Path, base_dir: Path, tokenizer: Any = None) -> AnswerRows:
+        """Tokenize a file of JSON lines with `messages`. Raises `InputError` for what is no answered chat.
+
+        With a transformers tokenizer (AutoModel's), `IntegrityError` if it makes other tokens of the first chat.
+        """
+        chats = read_chats(path)
+        if not chats:
+            raise InputError(f"{path.name} holds no example.")
+        template = ChatTemplate(base_dir)
+        if tokenizer is not None:
+            template.check_against(tokenizer, chats[0])
+        encoded = template.encode(chats, path.name)
         return cls(
             np.concatenate([chat.tokens for chat in encoded]),
             np.concatenate([chat.said for chat in encoded]),
@@ -80,9 +90,12 @@ class AnswerRows:
 class Collation:
     """Rows of examples to a batch, filled up to the longest row (or a multiple of `multiple_of` columns).
 
+    `multiple_of` serves what cuts or compiles columns: 2 x cp for context parallelism, tp for sequence parallelism, the
+    whole row length where every batch should have one shape.
+
     Without `packing` each row is one example. Such a batch has no attention mask: causal attention never looks at the
     padding behind a row, and without a mask the fast attention kernels are used. `padding_mask` is for layers that
-    mix tokens otherwise (experts); models without such layers are not given it.
+    mix tokens otherwise (experts); others ignore it.
 
     `packing` says which form of mask keeps the examples of a row apart; AutoModel derives it from the model
     (`configure_packing_for_models`): block-diagonal for SDPA, lengths for flash attention. Positions restart with each
