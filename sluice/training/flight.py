@@ -41,6 +41,20 @@ def stack_file(work_dir: Path, rank: int) -> Path:
     return flight_dir(work_dir) / f"rank_{rank}.stack"
 
 
+def finding_file(work_dir: Path) -> Path:
+    return flight_dir(work_dir) / "finding.txt"
+
+
+def finding(work_dir: Path) -> str:
+    """What the watch of the last attempt found; "" when nothing hung."""
+    path = finding_file(work_dir)
+    if path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    # A process that held the interpreter's lock could only leave its stacks.
+    stuck = any(one.stat().st_size for one in flight_dir(work_dir).glob("rank_*.stack"))
+    return explain(work_dir, len(list(flight_dir(work_dir).glob("rank_*.stack")))) if stuck else ""
+
+
 def ask(work_dir: Path) -> None:
     """Ask every process that shares this folder for a dump; they answer within a second, and go on."""
     flight_dir(work_dir).mkdir(parents=True, exist_ok=True)
