@@ -17,7 +17,7 @@ import logging
 import re
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -87,10 +87,7 @@ def explain(work_dir: Path, world_size: int) -> str:
         sentences.append(_describe(found, dumps))
     elif waiting := {rank: entry for rank, dump in dumps.items() if (entry := _pending(dump))}:
         entry = min(waiting.values(), key=lambda one: one["time_created_ns"])
-        since = time.strftime("%H:%M:%S", time.gmtime(entry["time_created_ns"] / 1e9))
-        sentences.append(
-            f"{_ranks(waiting).capitalize()} {'waits' if len(waiting) == 1 else 'wait'} in {_collective(entry)} since {since} UTC."
-        )
+        sentences.append(f"{_ranks(waiting).capitalize()} {_wait(waiting)} in {_collective(entry)} {_since(entry)}.")
     if found is None:
         sentences.extend(_stands(rank, dump) for rank, dump in _by_oldest_beat(dumps)[:2])
     return " ".join(sentences)
@@ -107,12 +104,11 @@ def _describe(found: Any, dumps: dict[int, Json]) -> str:
         and not entry["is_p2p"]
     }
     first = min(entries.values(), key=lambda one: one["time_created_ns"])
-    since = time.strftime("%H:%M:%S", time.gmtime(first["time_created_ns"] / 1e9))
     group = f"of group {':'.join(first['process_group'])}"
     if missing:
         told = (
             f"{_ranks(missing).capitalize()} never joined {_collective(first)} {group}; {_ranks(entries)} "
-            f"wait{'' if len(entries) > 1 else 's'} there since {since} UTC."
+            f"{_wait(entries)} there {_since(first)}."
         )
         return " ".join([told, *(_stands(rank, dumps[rank]) for rank in missing[:2])])
     calls = "; ".join(f"rank {rank} {_collective(entry)}" for rank, entry in sorted(entries.items())[:4])
@@ -127,6 +123,8 @@ def _first_incomplete(dumps: dict[int, Json]) -> Any:
 
     None when it finds none, or fails: it is a tool for people, and what it finds is worth having but not needed.
     """
+    if not all(map(_entries, dumps.values())):
+        return None
     try:
         from torch.distributed.flight_recorder.components.builder import build_db
         from torch.distributed.flight_recorder.components.fr_logger import FlightRecorderLogger
@@ -182,6 +180,14 @@ def _pending(dump: Json) -> Json:
 def _collective(entry: Json) -> str:
     sizes = ", ".join("x".join(map(str, size)) or "1" for size in entry["input_sizes"])
     return f"{entry['profiling_name']} number {entry['collective_seq_id']}" + (f" (sizes {sizes})" if sizes else "")
+
+
+def _wait(ranks: Sized) -> str:
+    return "waits" if len(ranks) == 1 else "wait"
+
+
+def _since(entry: Json) -> str:
+    return time.strftime("since %H:%M:%S UTC", time.gmtime(entry["time_created_ns"] / 1e9))
 
 
 def _stands(rank: int, dump: Json) -> str:
