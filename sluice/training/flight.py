@@ -94,15 +94,7 @@ def explain(work_dir: Path, world_size: int) -> str:
 
 
 def _describe(found: Any, dumps: dict[int, Json]) -> str:
-    missing = sorted(found.missing_ranks or ())
-    entries = {
-        rank: entry
-        for rank, dump in dumps.items()
-        for entry in _entries(dump)
-        if entry["collective_seq_id"] == found.collective_seq_id
-        and entry["process_group"][0] == found.group_id
-        and not entry["is_p2p"]
-    }
+    missing, entries = sorted(found.missing_ranks or ()), _joined(found, dumps)
     first = min(entries.values(), key=lambda one: one["time_created_ns"])
     group = f"of group {':'.join(first['process_group'])}"
     if missing:
@@ -112,18 +104,28 @@ def _describe(found: Any, dumps: dict[int, Json]) -> str:
         )
         return " ".join([told, *(_stands(rank, dumps[rank]) for rank in missing[:2])])
     calls = "; ".join(f"rank {rank} {_collective(entry)}" for rank, entry in sorted(entries.items())[:4])
-    told = (
-        f"The ranks do not agree on collective {found.collective_seq_id} {group} ({found.type_of_mismatch}): {calls}."
-    )
+    why = " and ".join(sorted({str(one.type_of_mismatch) for one in (found.mismatch_collectives or {}).values()}))
+    told = f"The ranks do not agree on collective {found.collective_seq_id} {group}: {calls}. {why}"
     return " ".join([told, *(_stands(rank, dumps[rank]) for rank in sorted(entries)[:2])])
 
 
+def _joined(found: Any, dumps: dict[int, Json]) -> dict[int, Json]:
+    """What each rank did under this collective's number."""
+    return {
+        rank: entry
+        for rank, dump in dumps.items()
+        for entry in _entries(dump)
+        if (entry["process_group"][0], entry["collective_seq_id"]) == (found.group_id, found.collective_seq_id)
+        and not entry["is_p2p"]
+    }
+
+
 def _first_incomplete(dumps: dict[int, Json]) -> Any:
-    """The collective that somebody has waited for longest while somebody else is not in it, by torch's analyser.
+    """The collective that is waited in for longest while some rank is missing or does another, by torch's analyser.
 
     None when it finds none, or fails: it is a tool for people, and what it finds is worth having but not needed.
     """
-    if not all(map(_entries, dumps.values())):
+    if not any(map(_entries, dumps.values())):
         return None
     try:
         from torch.distributed.flight_recorder.components.builder import build_db
@@ -153,8 +155,13 @@ def _first_incomplete(dumps: dict[int, Json]) -> Any:
     except Exception as error:  # noqa: BLE001  (the stacks alone are a finding too)
         logging.getLogger(__name__).warning("torch's flight recorder analyser failed: %r", error)
         return None
-    broken = [one for one in db.collectives if one.missing_ranks or one.type_of_mismatch]
-    return min(broken, key=lambda one: one.record_id, default=None)
+    # Within a group the first one counts: pairs after it are guesses. Of several groups the one waited in for longest.
+    broken = [one for one in db.collectives if one.missing_ranks or not one.pass_check]
+    return min(broken, key=lambda one: _since_ns(_joined(one, dumps)), default=None)
+
+
+def _since_ns(entries: dict[int, Json]) -> int:
+    return min((int(entry["time_created_ns"]) for entry in entries.values()), default=0)
 
 
 def _read_dumps(work_dir: Path, world_size: int) -> dict[int, Json]:

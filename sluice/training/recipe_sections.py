@@ -149,7 +149,7 @@ class NotFiniteGuard(Section):
     """A loss or gradient norm that is NaN or infinite."""
 
     policy: Literal["skip", "roll_back", "stop"] = "skip"
-    limit: int = Field(3, ge=1, description="so many in a row stop the run whatever the policy")
+    limit: int = Field(3, ge=1, description="so many in a row, or roll-backs, stop the run")
 
 
 class SpikeGuard(Section):
@@ -158,16 +158,17 @@ class SpikeGuard(Section):
     policy: Literal["off", "warn", "skip", "roll_back", "stop"] = "skip"
     factor: float = Field(20.0, gt=1)
     window: int = Field(50, ge=5)
-    limit: int = Field(5, ge=1, description="so many in a row stop the run whatever the policy")
+    limit: int = Field(5, ge=1, description="so many in a row, or roll-backs, stop the run")
 
 
 class CorridorGuard(Section):
-    """A loss further above the median of the last `window` steps than `width` x their median absolute deviation."""
+    """A loss further above a median than `width` x the median absolute deviation, both of the `window` accepted steps
+    whose median was the lowest so far."""
 
     policy: Literal["off", "warn", "skip", "roll_back", "stop"] = "roll_back"
     width: float = Field(20.0, gt=1)
     window: int = Field(50, ge=5)
-    limit: int = Field(3, ge=1, description="so many roll-backs stop the run")
+    limit: int = Field(3, ge=1, description="so many in a row, or roll-backs, stop the run; not with warn")
 
 
 class ValidationGuard(Section):
