@@ -105,7 +105,7 @@ def _describe(found: Any, dumps: dict[int, Json]) -> str:
         return " ".join([told, *(_stands(rank, dumps[rank]) for rank in missing[:2])])
     calls = "; ".join(f"rank {rank} {_collective(entry)}" for rank, entry in sorted(entries.items())[:4])
     why = " and ".join(sorted({str(one.type_of_mismatch) for one in (found.mismatch_collectives or {}).values()}))
-    told = f"The ranks do not agree on collective {found.collective_seq_id} {group}: {calls}. {why}"
+    told = f"The ranks do not agree on collective {found.collective_seq_id} {group}: {calls}. {why}."
     return " ".join([told, *(_stands(rank, dumps[rank]) for rank in sorted(entries)[:2])])
 
 
@@ -133,12 +133,13 @@ def _first_incomplete(dumps: dict[int, Json]) -> Any:
 
         # Its log repeats the same at length.
         FlightRecorderLogger().set_log_level(logging.CRITICAL)
+        # Every rank must describe a group alike, also one that did nothing in it.
+        names = {one["process_group"][0]: one["process_group"][1] for dump in dumps.values() for one in _entries(dump)}
         details, version = {}, ""
         for rank, dump in dumps.items():
             # The recorder that has seen something: NCCL's where there is one, else gloo's.
             recorder = max(dump["recorders"], key=lambda one: len(one.get("entries", ())))
             version = str(recorder["version"])
-            names = {entry["process_group"][0]: entry["process_group"][1] for entry in recorder["entries"]}
             details[str(rank)] = {
                 "rank": rank,
                 "version": version,
