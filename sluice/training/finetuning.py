@@ -84,7 +84,7 @@ class LoaderConfig:
         """Called by AutoModel on every process, when the model stands and its kind of packing is known."""
         recipe, path = self.job.recipe, self.job.train_file if self.training else self.job.validation_file
         assert path is not None
-        rows = AnswerRows.read(path, self.job.base_dir)
+        rows = AnswerRows.read(path, self.job.base_dir, tokenizer)
         packing = packing_contract if recipe.data.packing and self.training else None
         collate = Collation(rows, tokenizer.pad_token_id or 0, packing, _columns(recipe))
         if not self.training:

@@ -14,7 +14,7 @@ assistant says it, and -100 if not.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,29 +160,20 @@ class StepLoader:
         self._steps = schedule.max_steps
         self._accumulation = schedule.global_batch_size // (schedule.micro_batch_size * dp_size)
         self._first_step = 1
-        self._left_out: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return self._steps * self._accumulation
 
-    def start(self, first_step: int, left_out: Collection[int] = ()) -> None:
-        """Where the next iteration begins. `left_out` are batches of the plan that are never seen again: step s has
-        the s-th batch that is not left out, so all later steps move up by one for each."""
+    def start(self, first_step: int) -> None:
+        """The step, counted from 1, that the next iteration begins with."""
         self._first_step = first_step
-        self._left_out = frozenset(left_out)
-
-    def batch_of(self, step: int) -> int:
-        """The plan's batch that a step has: the step itself while nothing is left out."""
-        for batch in sorted(self._left_out):
-            step += batch <= step
-        return step
 
     def __iter__(self) -> Iterator[Batch]:
         return _prepared(self.collate, self._micro_batches(), self._ahead)
 
     def _micro_batches(self) -> Iterator[list[Row]]:
         for step in range(self._first_step, self._steps + 1):
-            yield from self.plan.rank_rows(self.batch_of(step), self._dp_rank, self._dp_size, self.batch_size)
+            yield from self.plan.rank_rows(step, self._dp_rank, self._dp_size, self.batch_size)
 
 
 class ValidationLoader:
