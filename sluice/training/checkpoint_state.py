@@ -3,8 +3,7 @@
 Tensors are written and read with torch.distributed.checkpoint (DCP), each process its own part, so that another number
 of processes reads them too. Keys: `model/<parameter>`, `optimizer/<parameter>/<state>`, `rng/<process>`; what is no
 tensor (the optimizer's groups, the schedulers) is in `state.json`. Nothing is unpickled that could run code: there are
-no objects among the tensors, DCP's index is read by an unpickler that knows its dataclasses alone, tensors by
-torch.load's weights_only.
+no objects among the tensors, DCP's index is read by `checkpoint_reading`, tensors by torch.load's weights_only.
 
 A parameter that several modules share is one key. Frozen parameters are the base model's and not written.
 """
@@ -28,7 +27,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
@@ -37,7 +36,7 @@ from torch.optim import Optimizer
 from sluice.infra.errors import InputError, IntegrityError, SluiceError
 from sluice.provenance.canonical import Json
 from sluice.training.checkpoint_files import Checkpoint, CheckpointFailed, write_failure
-from sluice.training.checkpoint_reading import SafeReader, TensorsOnly
+from sluice.training.checkpoint_reading import SafeReader
 from sluice.training.checkpoint_store import CheckpointStore
 from sluice.training.random_state import random_state, restore_random_state
 
@@ -179,7 +178,7 @@ class TrainingState:
             dcp.load(
                 state,
                 storage_reader=SafeReader(checkpoint.folder),
-                planner=TensorsOnly(flatten_state_dict=False, flatten_sharded_tensors=False),
+                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
                 process_group=self._group,
             )
             plain = json.loads((checkpoint.folder / PLAIN).read_text())
@@ -278,9 +277,7 @@ class TrainingState:
         parameters = self._parameters()
         state = {f"{_MODEL}{name}": value.detach() for name, value in {**self._buffers(), **parameters}.items()}
         for key, value in found.items():
-            if not isinstance(value, TensorStorageMetadata):
-                raise IntegrityError(f"{key} in the checkpoint is no tensor.")
-            if key.startswith(_OPTIMIZER):
+            if key.startswith(_OPTIMIZER) and isinstance(value, TensorStorageMetadata):
                 name = key.removeprefix(_OPTIMIZER).rpartition("/")[0]
                 if (parameter := parameters.get(name)) is not None:
                     state[key] = _like(parameter, value)
