@@ -126,8 +126,8 @@ def activation_elements(recipe: Recipe, shape: ModelShape) -> float:
     After Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", section 4, for
     layers with RMSNorm and a gated MLP: input of both norms (2h), query, key, value and the attention's output, gate,
     up and its activation (3i). A matrix product keeps its input only to make a gradient of its weight: frozen ones
-    without a low-rank pair keep none, so the normed inputs (2h) and the MLP's product (i) count only where something is trained;
-    norms that are trained keep their normalised input (2h). Equal to what torch keeps within 5%
+    without a low-rank pair keep none, so the normed inputs (2h) and the MLP's product (i) count only where something is
+    trained; norms that are trained keep their normalised input (2h). Equal to what torch keeps within 5%
     (tests/integration/test_training_memory.py).
     """
     hidden, query, key_value = shape.hidden, shape.query_width, shape.key_value_width

@@ -34,7 +34,7 @@ def shape() -> ModelShape:
     return shape_of(CONFIG, "small")
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "smollm3"])
 def test_parameters_equal_those_of_transformers(family: str) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
