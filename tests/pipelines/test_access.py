@@ -31,6 +31,7 @@ READS = {
     "ledger": "",
     "lineage": "",
     "logs": "",
+    "preflight": "measures; starts processes of its own and ends them",
     "recipe check": "",
     "recipe list": "",
     "recipe show": "",
@@ -38,6 +39,7 @@ READS = {
     "runs": "",
     "sites list": "",
     "status": "",
+    "train": "prints what a cluster would be asked",
     "verify": "",
     "why": "",
 }
