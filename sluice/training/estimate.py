@@ -188,7 +188,7 @@ def _notes(recipe: Recipe, node: NodeType, data: DatasetFacts | None, seconds: f
     limit = recipe.budget.timeout_minutes
     if seconds > limit * 60:
         attempts = math.ceil(seconds / 60 / limit)
-        yield f"budget.timeout_minutes = {limit:g} ends an attempt: about {attempts} of them, each going on from the last"
+        yield f"budget.timeout_minutes = {limit:g} ends an attempt; about {attempts} of them will do"
     if node.accelerators > recipe.parallelism.processes:
         idle = node.accelerators - recipe.parallelism.processes
         yield f"{idle} of {node.accelerators} accelerators stay idle and are paid for"

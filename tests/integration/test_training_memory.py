@@ -40,6 +40,7 @@ def test_parameters_equal_those_of_transformers(family: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = CONFIG | {"model_type": family, "head_dim": 32, "tie_word_embeddings": family != "mistral"}
+    values["pad_token_id"] = None
     config = AutoConfig.for_model(**values)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

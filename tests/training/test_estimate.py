@@ -196,7 +196,7 @@ def test_a_dataset_gives_epochs_and_shorter_rows() -> None:
 
 def test_a_run_longer_than_its_budget_says_how_many_attempts() -> None:
     found = check(recipe(schedule__max_steps=10_000, budget__timeout_minutes=60.0))
-    assert "ends an attempt: about 4" in " ".join(found.notes)
+    assert "ends an attempt; about 4 of them" in " ".join(found.notes)
 
 
 def test_a_dataset_is_measured(tmp_path: Path) -> None:
