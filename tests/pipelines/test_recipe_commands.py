@@ -10,8 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from sluice.infra.errors import InputError
+from sluice.infra.settings import load_settings
 from sluice.pipelines.cli import app
 from sluice.pipelines.cli.output import console
+from sluice.provenance.artifacts import ArtifactStore
+from tests.support.directory_store import DirectoryStore
 
 CLUSTER = ["recipe", "check", "llama-8b-lora-h100", "--base", "llama-3.1-8b"]
 
@@ -101,3 +104,37 @@ def test_list_names_the_packaged_recipes() -> None:
         row["recipe"] for row in rows
     }
     assert "llama-70b-lora-p5" in run("recipe", "list").stdout
+
+
+def test_a_base_and_a_dataset_by_digest_fetch_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sluice.components import workspace as module
+
+    settings = load_settings()
+    workspace = module.Workspace(settings)
+    artifacts = ArtifactStore(DirectoryStore(tmp_path / "objects"), tmp_path / "cache")
+    workspace.__dict__["artifacts"] = artifacts
+    monkeypatch.setattr(module, "open_workspace", lambda: workspace)
+    config = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "vocab_size": 100,
+    }
+    chat = [{"role": "user", "content": "why?"}, {"role": "assistant", "content": "because"}]
+    base = artifacts.put_files({"config.json": json.dumps(config).encode(), "model.safetensors": b"x" * 1000}, "base")
+    lines = (json.dumps({"messages": chat}) + "\n") * 8
+    dataset = artifacts.put_files({"train.jsonl": lines.encode()}, "dataset")
+    read: list[str] = []
+    original = artifacts.read_file
+
+    def reading(digest: str, path: str) -> bytes:
+        read.append(path)
+        return original(digest, path)
+
+    monkeypatch.setattr(artifacts, "read_file", reading)
+    ended = run("recipe", "check", "demo", "--base", base.digest, "--dataset", dataset.digest, "--json")
+    assert ended.exit_code == 0, ended.exception
+    assert json.loads(ended.stdout)["epochs"] == 6.0
+    assert read == ["config.json"]
