@@ -22,6 +22,7 @@ from sluice.pipelines.cli import (
     runs,
     sites,
     stack,
+    sweep,
 )
 
 # gRPC's C core writes its own log lines over ours (Milvus answers idle connections' pings with a scolding).
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 stack.add_to(app)
 runs.add_to(app)
+sweep.add_to(app)
 releases.add_to(app)
 chain.add_to(app)
 explain.add_to(app)
