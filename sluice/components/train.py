@@ -68,7 +68,7 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
             )
             page = shown.page()
         metadata = {"base": base, "dataset": dataset, "recipe": chosen.digest, "seed": chosen.seed}
-        adapter = artifacts.put_directory(result.adapter_dir, "adapter", metadata)
+        adapter = artifacts.put_directory(result.output_dir, "adapter", metadata)
         account = account_of(result, chosen) | {"key": running.state.steps[-1]["digest"]}
         files = {"training.json": json.dumps(account, indent=2, sort_keys=True).encode(), REPORT: page}
         log = folder / "train.log"

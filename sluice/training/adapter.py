@@ -2,14 +2,14 @@
 
 AutoModel leaves paths of this machine, its own settings and a copy of the tokenizer beside the weights. Here remain
 adapter_model.safetensors (written again, in float32) and adapter_config.json (what PEFT and vLLM read, no path), so
-that two runs on the same inputs give one artifact digest.
+that two runs on the same inputs give one artifact digest. An adapter of DoRA has a magnitude for each output row beside
+A and B; one of QLoRA looks as LoRA's does, because quantisation belongs to the base while it is trained on.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,15 @@ from sluice.infra.errors import IntegrityError
 from sluice.provenance.canonical import Json
 from sluice.training.recipe import Recipe
 from sluice.training.safetensors_file import FloatArray, read_float32, read_header, write_tensors
+from sluice.training.staged_folder import staged
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE_NAME = "base-model"
 """Stands where PEFT wants the base's path. The adapter artifact's metadata names the base by digest."""
 
-_TENSOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])\.weight$")
+_TENSOR = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<part>A|B|magnitude_vector)(?P<weight>\.weight)?$")
+_MAGNITUDE = "magnitude_vector"
+"""DoRA's. PEFT spells it without `.weight` in files, unlike A and B."""
 
 
 def collect_adapter(checkpoint_model: Path, base_dir: Path, recipe: Recipe, target: Path) -> Path:
@@ -39,13 +42,9 @@ def collect_adapter(checkpoint_model: Path, base_dir: Path, recipe: Recipe, targ
     tensors = read_float32(source)
     modules = check_tensors(source, tensors, _base_shapes(base_dir), recipe)
     config = _adapter_config(modules, recipe)
-    staging = target.with_name(target.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    write_tensors(staging / WEIGHTS, tensors)
-    (staging / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    staging.replace(target)
+    with staged(target) as folder:
+        write_tensors(folder / WEIGHTS, tensors)
+        (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return target
 
 
@@ -54,38 +53,40 @@ def check_tensors(
 ) -> tuple[str, ...]:
     """The adapted modules' full names, sorted. Raises `IntegrityError`.
 
-    Each has A [rank, in] and B [out, rank] of finite numbers, exists in the base as [out, in], and is one the recipe
-    names; no module the recipe names is left out, and not every B is zero (an untrained adapter changes nothing).
+    Each has A [rank, in] and B [out, rank] (for DoRA also a magnitude [out]) of finite numbers, exists in the base as
+    [out, in], and is one the recipe names; no module the recipe names is left out, and not every B is zero (an
+    untrained adapter changes nothing).
     """
-    halves: dict[str, set[str]] = {}
+    rank, complete = recipe.lora.rank, {"A", "B", _MAGNITUDE} if recipe.method == "dora" else {"A", "B"}
+    found: dict[str, set[str]] = {}
     trained = False
     for name, values in tensors.items():
         match = _TENSOR.match(name)
-        if not match:
-            raise IntegrityError(f"{path} holds {name!r}, which is no LoRA weight.")
-        module, half = match["module"], match["half"]
+        if not match or match["part"] not in complete or (match["weight"] is None) != (match["part"] == _MAGNITUDE):
+            raise IntegrityError(f"{path} holds {name!r}, which is no weight of an adapter made by {recipe.method}.")
+        module, part = match["module"], match["part"]
         base = base_shapes.get(f"{module}.weight")
         if base is None or len(base) != 2:
             raise IntegrityError(f"{name} adapts {module!r}, which the base model does not have.")
         if module.rsplit(".", 1)[-1] not in recipe.lora.target_modules:
             raise IntegrityError(f"{name} adapts a module outside lora.target_modules {recipe.lora.target_modules}.")
-        expected = (recipe.lora.rank, base[1]) if half == "A" else (base[0], recipe.lora.rank)
+        expected = {"A": (rank, base[1]), "B": (base[0], rank), _MAGNITUDE: (base[0],)}[part]
         if values.shape != expected:
             raise IntegrityError(f"{name} has shape {values.shape}; rank and base model give {expected}.")
         if not np.isfinite(values).all():
             raise IntegrityError(f"{name} holds numbers that are not finite: training diverged.")
-        trained = trained or (half == "B" and bool(values.any()))
-        halves.setdefault(module, set()).add(half)
+        trained = trained or (part == "B" and bool(values.any()))
+        found.setdefault(module, set()).add(part)
     wanted = {
         name.removesuffix(".weight")
         for name in base_shapes
         if name.removesuffix(".weight").rsplit(".", 1)[-1] in recipe.lora.target_modules
     }
-    if missing := sorted(wanted - {module for module, found in halves.items() if found == {"A", "B"}}):
+    if missing := sorted(wanted - {module for module, parts in found.items() if parts == complete}):
         raise IntegrityError(f"{path} lacks a weight of {missing[0]!r} ({len(missing)} modules are incomplete).")
     if not trained:
         raise IntegrityError(f"All B weights in {path} are zero: nothing was trained.")
-    return tuple(sorted(halves))
+    return tuple(sorted(found))
 
 
 def check_adapter(adapter_dir: Path, base_dir: Path, recipe: Recipe) -> None:
@@ -132,7 +133,7 @@ def _adapter_config(modules: tuple[str, ...], recipe: Recipe) -> Json:
         "lora_dropout": recipe.lora.dropout,
         "target_modules": sorted({module.rsplit(".", 1)[-1] for module in modules}),
         "bias": "none",
-        "use_dora": False,
+        "use_dora": recipe.method == "dora",
         "use_rslora": False,
         "fan_in_fan_out": False,
         "inference_mode": True,

@@ -43,7 +43,7 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> str:
 
 def run(work_dir: Path) -> None:
     """Train this node's share of the job in `work_dir`. Raises what `TorchrunLauncher.run` raises."""
-    from sluice.training.train import mirror_of_environment, mirrored
+    from sluice.training.train import mirrored
 
     job, where = Job.read(work_dir), rendezvous_of(os.environ)
     if where.nodes != job.recipe.parallelism.nodes:

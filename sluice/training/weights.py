@@ -1,4 +1,4 @@
-"""How far two adapters lie apart: per tensor, in measures that mean the same for every model."""
+"""How far two adapters, or two models, lie apart: per tensor, in measures that mean the same for every model."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from sluice.infra.errors import IntegrityError
-from sluice.training.adapter import WEIGHTS
-from sluice.training.safetensors_file import read_float32
+from sluice.training.full_model import open_model
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,11 @@ class TensorDifference:
 
 
 def compare_weights(one: Path, other: Path) -> tuple[TensorDifference, ...]:
-    """The differences of two adapter folders, tensor by tensor in name order.
+    """The differences of two folders of weights, tensor by tensor in name order, one pair in memory at a time.
 
     Raises `IntegrityError` naming a tensor that only one of them has, or that has another shape.
     """
-    first, second = read_float32(one / WEIGHTS), read_float32(other / WEIGHTS)
+    first, second = open_model(one), open_model(other)
     for name in sorted({*first, *second}):
         if name not in first or name not in second:
             raise IntegrityError(f"The tensor {name!r} is in {one if name in first else other} only.")
@@ -37,7 +36,7 @@ def compare_weights(one: Path, other: Path) -> tuple[TensorDifference, ...]:
             raise IntegrityError(f"The tensor {name!r} has shapes {first[name].shape} and {second[name].shape}.")
     found = []
     for name in sorted(first):
-        a, b = first[name].astype(np.float64).ravel(), second[name].astype(np.float64).ravel()
+        a, b = (side[name].float32().astype(np.float64).ravel() for side in (first, second))
         apart = np.abs(a - b)
         length, other_length = float(np.linalg.norm(a)), float(np.linalg.norm(b))
         distance = float(np.linalg.norm(a - b))

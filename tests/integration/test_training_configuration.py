@@ -84,7 +84,7 @@ def test_float8_takes_no_low_rank_pair_away() -> None:
         return [name for name, _ in model.named_parameters() if "lora" in name]
 
     recipe = cluster(precision__fp8=True)
-    values: Any = automodel_config(recipe, Path("/b"), Path("/t"), None, Path("/w"))
+    values: Any = automodel_config(recipe, Path("/b"), Path("/w"))
     assert trained(values["fp8"]["filter_fqns"]) == ["q_proj.lora_A.weight", "q_proj.lora_B.weight"]
     assert trained([]) == []
 

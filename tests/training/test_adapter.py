@@ -104,7 +104,7 @@ def broken(kind: str) -> Arrays:
         ("layer", r"lacks a weight of 'model.layers.1.*2 modules"),
         ("module", "'model.layers.7.*does not have"),
         ("outside", "outside lora.target_modules"),
-        ("foreign", "no LoRA weight"),
+        ("foreign", "no weight of an adapter made by lora"),
         ("untrained", "nothing was trained"),
     ],
 )
@@ -179,3 +179,39 @@ def test_another_base_model_is_told(adapter: Path, tmp_path: Path, recipe: Recip
     write(tmp_path / "wider/model.safetensors", {name: np.zeros((6, 16), dtype=np.float32) for name in names})
     with pytest.raises(IntegrityError, match="rank and base model give"):
         check_adapter(adapter, tmp_path / "wider", recipe)
+
+
+def dora() -> Arrays:
+    arrays = lora()
+    modules = {name.rpartition(".lora_")[0] for name in arrays}
+    return arrays | {f"{module}.lora_magnitude_vector": np.ones(6, dtype=np.float32) for module in modules}
+
+
+def test_an_adapter_of_dora_has_a_magnitude_for_each_module(tmp_path: Path, base: Path, recipe: Recipe) -> None:
+    magnitude = f"{PREFIX}model.layers.1.self_attn.v_proj.lora_magnitude_vector"
+    as_dora = recipe.with_overrides({"method": "dora"})
+    write(tmp_path / "m" / WEIGHTS, dora())
+    adapter = collect_adapter(tmp_path / "m", base, as_dora, tmp_path / "adapter")
+    assert read_config(adapter)["use_dora"] is True
+    check_adapter(adapter, base, as_dora)
+    with pytest.raises(IntegrityError, match="magnitude_vector', which is no weight of an adapter made by lora"):
+        check_adapter(adapter, base, recipe)
+    for change, says in (
+        ({magnitude: np.ones(8, dtype=np.float32)}, r"has shape \(8,\); rank and base model give \(6,\)"),
+        ({magnitude: np.full(6, np.inf, dtype=np.float32)}, "not finite"),
+        ({magnitude: None}, "lacks a weight of 'model.layers.1.self_attn.v_proj' .1 modules"),
+        ({magnitude + ".weight": np.ones(6, dtype=np.float32)}, "no weight of an adapter made by dora"),
+    ):
+        arrays = {name: values for name, values in (dora() | change).items() if values is not None}
+        write(tmp_path / "m" / WEIGHTS, arrays)
+        with pytest.raises(IntegrityError, match=says):
+            collect_adapter(tmp_path / "m", base, as_dora, tmp_path / "adapter")
+
+
+def test_an_adapter_of_qlora_looks_as_loras_does(tmp_path: Path, base: Path, recipe: Recipe) -> None:
+    write(tmp_path / "m" / WEIGHTS, lora())
+    folders = [
+        collect_adapter(tmp_path / "m", base, recipe.with_overrides({"method": method}), tmp_path / method)
+        for method in ("lora", "qlora")
+    ]
+    assert len({describe_directory(folder, "adapter").digest for folder in folders}) == 1
