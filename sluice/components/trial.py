@@ -1,8 +1,8 @@
 """One trial of a sweep: trained to a rung, judged with the others, stopped there or trained on to its end.
 
-A trial trains in the work folder of the very training step that `retrain` would run for its recipe. So a survivor goes
-on from its own checkpoint, the learning rate keeps the schedule of all steps, and the chosen trial's adapter is found by
-its key when `retrain` asks for it: nothing is trained twice.
+A trial trains in the work folder of the very training step that `retrain` would run for its recipe. So a survivor
+goes on from its own checkpoint, the learning rate keeps the schedule of all steps, and the chosen trial's adapter is
+found by its key when `retrain` asks for it: nothing is trained twice.
 """
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
