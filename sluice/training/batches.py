@@ -6,7 +6,8 @@
 
 An epoch takes every example once, in an order of its own. With packing, examples of one shuffled window share rows,
 best fit first. Rows are then sorted by length within `bucket_batches` global batches, cut into global batches, and
-these are shuffled. Rows that do not fill a global batch at an epoch's end lead the next epoch, so none is lost.
+these are shuffled. At an epoch's end, rows that do not fill a global batch lead the next epoch, and the examples of the
+emptiest pack, if another would fit it, are packed with the next epoch's: so none is lost, and small data packs well.
 
 Randomness is PCG64's raw 64-bit output, sorted on: numpy promises that stream for all its versions (NEP 19), which it
 does not for `Generator.permutation`. Neither torch nor hash order has a part, and epochs follow from the seed alone:
@@ -57,6 +58,7 @@ class BatchFigures:
 class _Epoch:
     """Global batches of one epoch: row after row in `examples`; row n is examples[starts[n]:starts[n + 1]]."""
 
+    number: int
     first_batch: int
     batches: int
     examples: Integers
@@ -74,6 +76,7 @@ class BatchPlan:
         self._seed = seed
         self._epochs: list[_Epoch] = []
         self._first_batches: list[int] = []
+        self._unpacked: Integers = np.empty(0, np.int64)
         self._left: tuple[Integers, Integers] = (np.empty(0, np.int64), np.zeros(1, np.int64))
         self._numbers = 0
 
@@ -83,6 +86,10 @@ class BatchPlan:
         bounds = epoch.starts[row : row + self.batch_size + 1].tolist()
         examples = epoch.examples[bounds[0] : bounds[-1]].tolist()
         return tuple(tuple(examples[begin - bounds[0] : end - bounds[0]]) for begin, end in itertools.pairwise(bounds))
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch of a step, counted from 1. One that fills no global batch has no step."""
+        return self._locate(step)[0].number
 
     def rank_rows(self, step: int, dp_rank: int, dp_size: int, micro_batch_size: int) -> list[list[Row]]:
         """The micro-batches of one process in a step, each of `micro_batch_size` rows.
@@ -139,11 +146,19 @@ class BatchPlan:
     def _plan_epoch(self) -> None:
         keys = np.random.PCG64([self._seed, self._numbers])
         self._numbers += 1
-        order = _shuffled(len(self.lengths), keys)
-        examples, starts = order, np.arange(len(order) + 1)
+        examples = np.concatenate([self._unpacked, _shuffled(len(self.lengths), keys)])
+        starts = np.arange(len(examples) + 1)
         if self._data.packing:
-            examples, starts = _packed(order, self.lengths, self._data.row_length)
-            examples, starts = _take(examples, starts, _shuffled(len(starts) - 1, keys))
+            examples, starts = _packed(examples, self.lengths, self._data.row_length)
+            rows = _shuffled(len(starts) - 1, keys)
+            loads = np.add.reduceat(self.lengths[examples], starts[:-1])[rows]
+            emptiest = int(np.argmin(loads))
+            self._unpacked = np.empty(0, np.int64)
+            if loads[emptiest] + self.lengths.min() <= self._data.row_length:
+                row = rows[emptiest]
+                self._unpacked = examples[starts[row] : starts[row + 1]]
+                rows = np.delete(rows, emptiest)
+            examples, starts = _take(examples, starts, rows)
         carried, carried_starts = self._left
         examples = np.concatenate([carried, examples])
         starts = np.concatenate([carried_starts, starts[1:] + len(carried)])
@@ -157,7 +172,7 @@ class BatchPlan:
         rows = self._bucketed(lengths, batches, keys)
         examples, starts = _take(examples, starts, rows)
         first = self._epochs[-1].first_batch + self._epochs[-1].batches if self._epochs else 0
-        self._epochs.append(_Epoch(first, batches, examples, starts, lengths[rows]))
+        self._epochs.append(_Epoch(self._numbers, first, batches, examples, starts, lengths[rows]))
         self._first_batches.append(first)
 
     def _bucketed(self, lengths: Integers, batches: int, keys: np.random.PCG64) -> Integers:

@@ -19,10 +19,12 @@ from sluice.training.chat_template import ChatTemplate
 
 @dataclass(frozen=True)
 class Split:
-    """The usable examples of one file, in its order: messages, tokens of each, and how many were too long."""
+    """The usable examples of one file, in its order: messages, tokens of each, how many of these carry the loss, and
+    how many examples were too long."""
 
     messages: tuple[Json, ...]
     lengths: tuple[int, ...]
+    label_counts: tuple[int, ...]
     too_long: int
 
     def write(self, path: Path) -> None:
@@ -34,10 +36,15 @@ class Split:
 def read_split(path: Path, base_dir: Path, max_length: int, limit: int | None = None) -> Split:
     """The first `limit` usable examples of `path`. Raises `InputError` naming the line that is no answered chat."""
     chats = read_chats(path)
-    lengths = count_tokens(chats, base_dir, path.name)
-    usable = [(chat, length) for chat, length in zip(chats, lengths, strict=True) if length <= max_length]
+    encoded = ChatTemplate(base_dir).encode(chats, path.name)
+    usable = [(chat, one) for chat, one in zip(chats, encoded, strict=True) if len(one.tokens) <= max_length]
     kept = usable[: limit or len(usable)]
-    return Split(tuple(chat for chat, _ in kept), tuple(length for _, length in kept), len(chats) - len(usable))
+    return Split(
+        messages=tuple(chat for chat, _ in kept),
+        lengths=tuple(len(one.tokens) for _, one in kept),
+        label_counts=tuple(int(one.said.sum()) for _, one in kept),
+        too_long=len(chats) - len(usable),
+    )
 
 
 def read_chats(path: Path) -> list[Json]:

@@ -11,6 +11,7 @@ import logging
 import math
 import platform
 import resource
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
@@ -83,7 +84,7 @@ class LoaderConfig:
         """Called by AutoModel on every process, when the model stands and its kind of packing is known."""
         recipe, path = self.job.recipe, self.job.train_file if self.training else self.job.validation_file
         assert path is not None
-        rows = AnswerRows.read(path, self.job.base_dir)
+        rows = AnswerRows.read(path, self.job.base_dir, tokenizer)
         packing = packing_contract if recipe.data.packing and self.training else None
         collate = Collation(rows, tokenizer.pad_token_id or 0, packing, _columns(recipe))
         if not self.training:
@@ -405,7 +406,12 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
             if best is not None and best.step != done:
                 self._state.load(best)
         found = probe(self.model_parts[0], self.job.base_dir, self.dist_env.device)
-        staging = self.job.work_dir / f".{EXPORT}"
+        staging, target = self.job.work_dir / f".{EXPORT}", self.job.work_dir / EXPORT
+        if self.dist_env.is_main:
+            # What an attempt left that was killed here: an export counts once its outcome is written.
+            shutil.rmtree(staging, ignore_errors=True)
+            shutil.rmtree(target, ignore_errors=True)
+        dist.barrier()
         self.model_parts[0].save_pretrained(
             save_directory=str(staging),
             checkpointer=self.checkpointer,
@@ -417,7 +423,7 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         used = best.step if best is not None else done
         if self.dist_env.is_main:
             write_probes(found, self.job.work_dir / PROBES_FILE)
-            staging.replace(self.job.work_dir / EXPORT)
+            staging.replace(target)
         sentence = f"Finished after step {done}" + (f" with the weights of step {used}" if best else "")
         self._end(Outcome("finished", done, f"{sentence}. {stopped or ''}".strip(), used))
 

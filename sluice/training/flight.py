@@ -17,7 +17,7 @@ import logging
 import re
 import sysconfig
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +39,20 @@ def dump_file(work_dir: Path, rank: int) -> Path:
 
 def stack_file(work_dir: Path, rank: int) -> Path:
     return flight_dir(work_dir) / f"rank_{rank}.stack"
+
+
+def finding_file(work_dir: Path) -> Path:
+    return flight_dir(work_dir) / "finding.txt"
+
+
+def finding(work_dir: Path) -> str:
+    """What the watch of the last attempt found; "" when nothing hung."""
+    path = finding_file(work_dir)
+    if path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    # A process that held the interpreter's lock could only leave its stacks.
+    stuck = any(one.stat().st_size for one in flight_dir(work_dir).glob("rank_*.stack"))
+    return explain(work_dir, len(list(flight_dir(work_dir).glob("rank_*.stack")))) if stuck else ""
 
 
 def ask(work_dir: Path) -> None:
@@ -87,58 +101,59 @@ def explain(work_dir: Path, world_size: int) -> str:
         sentences.append(_describe(found, dumps))
     elif waiting := {rank: entry for rank, dump in dumps.items() if (entry := _pending(dump))}:
         entry = min(waiting.values(), key=lambda one: one["time_created_ns"])
-        since = time.strftime("%H:%M:%S", time.gmtime(entry["time_created_ns"] / 1e9))
-        sentences.append(
-            f"{_ranks(waiting).capitalize()} {'waits' if len(waiting) == 1 else 'wait'} in {_collective(entry)} since {since} UTC."
-        )
+        sentences.append(f"{_ranks(waiting).capitalize()} {_wait(waiting)} in {_collective(entry)} {_since(entry)}.")
     if found is None:
         sentences.extend(_stands(rank, dump) for rank, dump in _by_oldest_beat(dumps)[:2])
     return " ".join(sentences)
 
 
 def _describe(found: Any, dumps: dict[int, Json]) -> str:
-    missing = sorted(found.missing_ranks or ())
-    entries = {
-        rank: entry
-        for rank, dump in dumps.items()
-        for entry in _entries(dump)
-        if entry["collective_seq_id"] == found.collective_seq_id
-        and entry["process_group"][0] == found.group_id
-        and not entry["is_p2p"]
-    }
+    missing, entries = sorted(found.missing_ranks or ()), _joined(found, dumps)
     first = min(entries.values(), key=lambda one: one["time_created_ns"])
-    since = time.strftime("%H:%M:%S", time.gmtime(first["time_created_ns"] / 1e9))
     group = f"of group {':'.join(first['process_group'])}"
     if missing:
         told = (
             f"{_ranks(missing).capitalize()} never joined {_collective(first)} {group}; {_ranks(entries)} "
-            f"wait{'' if len(entries) > 1 else 's'} there since {since} UTC."
+            f"{_wait(entries)} there {_since(first)}."
         )
         return " ".join([told, *(_stands(rank, dumps[rank]) for rank in missing[:2])])
     calls = "; ".join(f"rank {rank} {_collective(entry)}" for rank, entry in sorted(entries.items())[:4])
-    told = (
-        f"The ranks do not agree on collective {found.collective_seq_id} {group} ({found.type_of_mismatch}): {calls}."
-    )
+    why = " and ".join(sorted({str(one.type_of_mismatch) for one in (found.mismatch_collectives or {}).values()}))
+    told = f"The ranks do not agree on collective {found.collective_seq_id} {group}: {calls}. {why}."
     return " ".join([told, *(_stands(rank, dumps[rank]) for rank in sorted(entries)[:2])])
 
 
+def _joined(found: Any, dumps: dict[int, Json]) -> dict[int, Json]:
+    """What each rank did under this collective's number."""
+    return {
+        rank: entry
+        for rank, dump in dumps.items()
+        for entry in _entries(dump)
+        if (entry["process_group"][0], entry["collective_seq_id"]) == (found.group_id, found.collective_seq_id)
+        and not entry["is_p2p"]
+    }
+
+
 def _first_incomplete(dumps: dict[int, Json]) -> Any:
-    """The collective that somebody has waited for longest while somebody else is not in it, by torch's analyser.
+    """The collective that is waited in for longest while some rank is missing or does another, by torch's analyser.
 
     None when it finds none, or fails: it is a tool for people, and what it finds is worth having but not needed.
     """
+    if not any(map(_entries, dumps.values())):
+        return None
     try:
         from torch.distributed.flight_recorder.components.builder import build_db
         from torch.distributed.flight_recorder.components.fr_logger import FlightRecorderLogger
 
         # Its log repeats the same at length.
         FlightRecorderLogger().set_log_level(logging.CRITICAL)
+        # Every rank must describe a group alike, also one that did nothing in it.
+        names = {one["process_group"][0]: one["process_group"][1] for dump in dumps.values() for one in _entries(dump)}
         details, version = {}, ""
         for rank, dump in dumps.items():
             # The recorder that has seen something: NCCL's where there is one, else gloo's.
             recorder = max(dump["recorders"], key=lambda one: len(one.get("entries", ())))
             version = str(recorder["version"])
-            names = {entry["process_group"][0]: entry["process_group"][1] for entry in recorder["entries"]}
             details[str(rank)] = {
                 "rank": rank,
                 "version": version,
@@ -155,8 +170,13 @@ def _first_incomplete(dumps: dict[int, Json]) -> Any:
     except Exception as error:  # noqa: BLE001  (the stacks alone are a finding too)
         logging.getLogger(__name__).warning("torch's flight recorder analyser failed: %r", error)
         return None
-    broken = [one for one in db.collectives if one.missing_ranks or one.type_of_mismatch]
-    return min(broken, key=lambda one: one.record_id, default=None)
+    # Within a group the first one counts: pairs after it are guesses. Of several groups the one waited in for longest.
+    broken = [one for one in db.collectives if one.missing_ranks or not one.pass_check]
+    return min(broken, key=lambda one: _since_ns(_joined(one, dumps)), default=None)
+
+
+def _since_ns(entries: dict[int, Json]) -> int:
+    return min((int(entry["time_created_ns"]) for entry in entries.values()), default=0)
 
 
 def _read_dumps(work_dir: Path, world_size: int) -> dict[int, Json]:
@@ -182,6 +202,14 @@ def _pending(dump: Json) -> Json:
 def _collective(entry: Json) -> str:
     sizes = ", ".join("x".join(map(str, size)) or "1" for size in entry["input_sizes"])
     return f"{entry['profiling_name']} number {entry['collective_seq_id']}" + (f" (sizes {sizes})" if sizes else "")
+
+
+def _wait(ranks: Sized) -> str:
+    return "waits" if len(ranks) == 1 else "wait"
+
+
+def _since(entry: Json) -> str:
+    return time.strftime("since %H:%M:%S UTC", time.gmtime(entry["time_created_ns"] / 1e9))
 
 
 def _stands(rank: int, dump: Json) -> str:

@@ -157,7 +157,7 @@ class NotFiniteGuard(Section):
     """A loss or gradient norm that is NaN or infinite."""
 
     policy: Literal["skip", "roll_back", "stop"] = Field("skip", description="what happens then")
-    limit: int = Field(3, ge=1, description="so many in a row stop the run whatever the policy")
+    limit: int = Field(3, ge=1, description="so many in a row, or roll-backs, stop the run")
 
 
 class SpikeGuard(Section):
@@ -166,16 +166,17 @@ class SpikeGuard(Section):
     policy: Literal["off", "warn", "skip", "roll_back", "stop"] = Field("skip", description="what happens then")
     factor: float = Field(20.0, gt=1, description="times the median gradient norm")
     window: int = Field(50, ge=5, description="steps that the median is of")
-    limit: int = Field(5, ge=1, description="so many in a row stop the run whatever the policy")
+    limit: int = Field(5, ge=1, description="so many in a row, or roll-backs, stop the run")
 
 
 class CorridorGuard(Section):
-    """A loss further above the median of the last `window` steps than `width` x their median absolute deviation."""
+    """A loss further above a median than `width` x the median absolute deviation, both of the `window` accepted steps
+    whose median was the lowest so far."""
 
     policy: Literal["off", "warn", "skip", "roll_back", "stop"] = Field("roll_back", description="what happens then")
     width: float = Field(20.0, gt=1, description="times the median absolute deviation")
     window: int = Field(50, ge=5, description="steps that the medians are of")
-    limit: int = Field(3, ge=1, description="so many roll-backs stop the run")
+    limit: int = Field(3, ge=1, description="so many in a row, or roll-backs, stop the run; not with warn")
 
 
 class ValidationGuard(Section):

@@ -14,7 +14,7 @@ assistant says it, and -100 if not.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sluice.infra.errors import InputError
 from sluice.training.answer_columns import IGNORED
 from sluice.training.batches import BatchPlan, Integers, Row, plan_validation
 from sluice.training.chat_template import ChatTemplate
@@ -46,9 +47,18 @@ class AnswerRows:
     starts: Integers
 
     @classmethod
-    def read(cls, path: Path, base_dir: Path) -> AnswerRows:
-        """Tokenize a file of JSON lines with `messages`. Raises `InputError` for what is no answered chat."""
-        encoded = ChatTemplate(base_dir).encode(read_chats(path), path.name)
+    def read(cls, path: Path, base_dir: Path, tokenizer: Any = None) -> AnswerRows:
+        """Tokenize a file of JSON lines with `messages`. Raises `InputError` for what is no answered chat.
+
+        With a transformers tokenizer (AutoModel's), `IntegrityError` if it makes other tokens of the first chat.
+        """
+        chats = read_chats(path)
+        if not chats:
+            raise InputError(f"{path.name} holds no example.")
+        template = ChatTemplate(base_dir)
+        if tokenizer is not None:
+            template.check_against(tokenizer, chats[0])
+        encoded = template.encode(chats, path.name)
         return cls(
             np.concatenate([chat.tokens for chat in encoded]),
             np.concatenate([chat.said for chat in encoded]),
@@ -80,9 +90,12 @@ class AnswerRows:
 class Collation:
     """Rows of examples to a batch, filled up to the longest row (or a multiple of `multiple_of` columns).
 
+    `multiple_of` serves what cuts or compiles columns: 2 x cp for context parallelism, tp for sequence parallelism, the
+    whole row length where every batch should have one shape.
+
     Without `packing` each row is one example. Such a batch has no attention mask: causal attention never looks at the
     padding behind a row, and without a mask the fast attention kernels are used. `padding_mask` is for layers that
-    mix tokens otherwise (experts); models without such layers are not given it.
+    mix tokens otherwise (experts); others ignore it.
 
     `packing` says which form of mask keeps the examples of a row apart; AutoModel derives it from the model
     (`configure_packing_for_models`): block-diagonal for SDPA, lengths for flash attention. Positions restart with each
@@ -147,29 +160,20 @@ class StepLoader:
         self._steps = schedule.max_steps
         self._accumulation = schedule.global_batch_size // (schedule.micro_batch_size * dp_size)
         self._first_step = 1
-        self._left_out: frozenset[int] = frozenset()
 
     def __len__(self) -> int:
         return self._steps * self._accumulation
 
-    def start(self, first_step: int, left_out: Collection[int] = ()) -> None:
-        """Where the next iteration begins. `left_out` are batches of the plan that are never seen again: step s has
-        the s-th batch that is not left out, so all later steps move up by one for each."""
+    def start(self, first_step: int) -> None:
+        """The step, counted from 1, that the next iteration begins with."""
         self._first_step = first_step
-        self._left_out = frozenset(left_out)
-
-    def batch_of(self, step: int) -> int:
-        """The plan's batch that a step has: the step itself while nothing is left out."""
-        for batch in sorted(self._left_out):
-            step += batch <= step
-        return step
 
     def __iter__(self) -> Iterator[Batch]:
         return _prepared(self.collate, self._micro_batches(), self._ahead)
 
     def _micro_batches(self) -> Iterator[list[Row]]:
         for step in range(self._first_step, self._steps + 1):
-            yield from self.plan.rank_rows(self.batch_of(step), self._dp_rank, self._dp_size, self.batch_size)
+            yield from self.plan.rank_rows(step, self._dp_rank, self._dp_size, self.batch_size)
 
 
 class ValidationLoader:

@@ -24,7 +24,7 @@ from types import FrameType
 from sluice.infra.errors import ConflictError, Interrupted, StepFailed
 from sluice.infra.progress import Report, no_report
 from sluice.training.failures import DeadRanks, find_cause
-from sluice.training.flight import explain, flight_environment
+from sluice.training.flight import finding, flight_environment
 from sluice.training.job import LOG, Job, Outcome
 from sluice.training.journal import Event, Journal, JournalReader, Observer
 from sluice.training.progress_line import ProgressLine
@@ -112,7 +112,7 @@ class TorchrunLauncher:
         outcome = Outcome.read(self.job.work_dir)
         if outcome is None or (returncode and outcome.kind not in ("stopped", "failed")):
             text = self.log.read_bytes()[attempt_start:].decode("utf-8", "replace")
-            cause = explain(self.job.work_dir, self.job.recipe.parallelism.world_size) or find_cause(text, returncode)
+            cause = finding(self.job.work_dir) or find_cause(text, returncode)
             if noticed:
                 raise Interrupted(
                     "Training was told to stop and could not save in time.",

@@ -32,7 +32,7 @@ from typing import Any, Self
 
 from sluice.infra.home import write_private
 from sluice.provenance.canonical import Json
-from sluice.training.flight import dump_file, explain, flight_dir, request_file, stack_file
+from sluice.training.flight import dump_file, explain, finding_file, flight_dir, request_file, stack_file
 
 HANG_EXIT = 76
 """A process that ends because training stood still."""
@@ -85,7 +85,7 @@ class Watch:
         for path in (dump_file(self._work_dir, self._rank), stack_file(self._work_dir, self._rank)):
             path.unlink(missing_ok=True)
         if self._rank == 0:
-            (folder / "finding.txt").unlink(missing_ok=True)
+            finding_file(self._work_dir).unlink(missing_ok=True)
         self._stacks = stack_file(self._work_dir, self._rank).open("w")
         self._answered = _request(self._work_dir)
         self._thread.start()
@@ -136,7 +136,7 @@ class Watch:
             finding = explain(self._work_dir, self._world_size)
             print(finding, file=sys.stderr, flush=True)
             # All processes stand still together; the first to get here speaks for them.
-            with (flight_dir(self._work_dir) / "finding.txt").open("x", encoding="utf-8") as stream:
+            with finding_file(self._work_dir).open("x", encoding="utf-8") as stream:
                 stream.write(finding + "\n")
             self._tell(finding)
         except FileExistsError:

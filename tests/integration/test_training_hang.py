@@ -32,9 +32,8 @@ def _train(rank: int, port: int, work_dir: Path) -> None:
             dist.new_group([0, 1])
         for step in range(1, 5):
             watch.beat(step, "backward")
-            if step == 3:
-                if rank == 1:
-                    time.sleep(100)  # rank 1 stands here
+            if step == 3 and rank == 1:
+                time.sleep(100)
             dist.all_reduce(torch.ones(5, 7))
             with watch.allow("checkpoint", 20):
                 # Longer than the limit of a step, which must not matter here.
@@ -44,7 +43,8 @@ def _train(rank: int, port: int, work_dir: Path) -> None:
 def _hold_the_interpreter(work_dir: Path) -> None:
     with Watch(work_dir, 0, 1.0, poll_s=0.1, margin_s=1.0) as watch:
         watch.beat(7, "forward")
-        ctypes.PyDLL(None).sleep(100)  # PyDLL keeps the lock that CDLL gives free
+        time.sleep(0.5)  # faulthandler is armed by the watch's next look
+        ctypes.PyDLL(None).sleep(100)  # PyDLL keeps the lock that CDLL would give free
 
 
 def _codes(target: Callable[..., None], arguments: list[tuple[Any, ...]]) -> list[int | None]:

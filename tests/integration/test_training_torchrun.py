@@ -1,7 +1,7 @@
 """The real thing, small: two gloo processes, FSDP2, a random llama.
 
-Each start of torchrun costs about half a minute of imports, so one story is told with three starts: a run without
-interruption, a run killed in the middle, and its resumption.
+Each start of torchrun costs about half a minute of imports, so one story is told with four starts: a run without
+interruption, a run that loses a process and is restarted by torchrun, and its resumption after its launcher was killed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sluice.training.base_model import (
     build_tiny_llama,
     unpack_smollm2,
 )
+from sluice.training.journal import Event, Journal
 from sluice.training.recipe import load_recipe
 from sluice.training.round_trip import PROBES_FILE, check_round_trip
 from sluice.training.safetensors_file import read_float32, read_header, write_tensors
@@ -35,11 +37,16 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 TRAIN_IN_A_PROCESS = """
 import sys
 from pathlib import Path
-from sluice.training.recipe import load_recipe
+import json
+from sluice.training.recipe import Recipe
 from sluice.training.train import train
-base, dataset, work = (Path(argument) for argument in sys.argv[1:])
-train(base, dataset, load_recipe("tiny"), work)
+base, dataset, work = (Path(argument) for argument in sys.argv[1:4])
+train(base, dataset, Recipe.model_validate(json.loads(sys.argv[4]), strict=False), work)
 """
+STEPS = 30
+RECIPE = load_recipe("tiny").with_overrides(
+    {"schedule.max_steps": STEPS, "schedule.global_batch_size": 16, "samples.prompts": 1, "samples.max_tokens": 3}
+)
 
 
 @pytest.fixture(scope="module")
@@ -74,55 +81,67 @@ def training_processes(work_dir: Path) -> list[int]:
             arguments = (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if b"sluice.training.entry" in arguments and str(work_dir / "automodel.yaml").encode() in arguments:
+        # torchrun itself has the same arguments, and more before them.
+        if arguments[2:5] == [b"-m", b"sluice.training.entry", str(work_dir).encode()]:
             found.append(int(entry.name))
-    return found
+    return sorted(found)
 
 
-def test_a_killed_run_resumes_to_the_same_adapter(base: Path, dataset: Path, tmp_path: Path) -> None:
-    recipe = load_recipe("tiny")
+def wait_until(happened: Callable[[], object], launcher: subprocess.Popen[bytes], work_dir: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not happened():
+        assert launcher.poll() is None, (work_dir / "train.log").read_text()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_killed_run_goes_on_to_the_same_adapter(base: Path, dataset: Path, tmp_path: Path) -> None:
     reports: list[tuple[float, float, str]] = []
-    whole = train(base, dataset, recipe, tmp_path / "whole", lambda *state: reports.append(state))
+    whole = train(base, dataset, RECIPE, tmp_path / "whole", lambda *state: reports.append(state))
 
-    assert (whole.steps, whole.resumed_from, whole.examples, whole.too_long) == (6, 0, 16, 0)
-    assert [point.step for point in whole.curve] == [1, 2, 3, 4, 5, 6]
+    assert (whole.steps, whole.resumed_from, whole.examples, whole.too_long) == (STEPS, 0, 16, 0)
+    assert [point.step for point in whole.curve] == list(range(1, STEPS + 1))
     assert whole.curve[-1].loss < whole.curve[0].loss
     assert whole.validation_loss is not None
     assert 0 < whole.validation_loss < 20
-    assert (reports[0][0], reports[-1][0], reports[-1][1]) == (0, 6, 6)
+    assert (reports[0][0], reports[-1][0], reports[-1][1]) == (0, STEPS, STEPS)
     assert (whole.hardware["processes"], whole.hardware["backend"]) == (2, "gloo")
     assert sorted(path.name for path in whole.output_dir.iterdir()) == [CONFIG, WEIGHTS]
     assert len(read_header(whole.output_dir / WEIGHTS)) == 2 * 2 * 2
 
-    # The same again, in a process that is killed with -9 as soon as a checkpoint is complete.
+    # The same again: one process is killed with -9 once a checkpoint is complete, and torchrun starts all again from
+    # there; when they have begun, the launcher is killed with -9, and the processes end with it.
     work_dir = tmp_path / "interrupted"
-    launcher = subprocess.Popen([sys.executable, "-c", TRAIN_IN_A_PROCESS, str(base), str(dataset), str(work_dir)])
-    deadline = time.monotonic() + 200
-    while completed_steps(work_dir, recipe) == 0:
-        assert launcher.poll() is None, (work_dir / "train.log").read_text()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    os.kill(launcher.pid, signal.SIGKILL)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", TRAIN_IN_A_PROCESS, str(base), str(dataset), str(work_dir), json.dumps(RECIPE.to_json())]
+    )
+    wait_until(lambda: completed_steps(work_dir, RECIPE), launcher, work_dir)
+    os.kill(training_processes(work_dir)[1], signal.SIGKILL)
+    journal = Journal(work_dir)
+    wait_until(lambda: [event.kind for event in journal.read(Event)].count("started") == 2, launcher, work_dir)
+    launcher.kill()
     launcher.wait()
     deadline = time.monotonic() + 10
     while training_processes(work_dir) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert training_processes(work_dir) == [], "training processes outlived their launcher"
 
-    done = completed_steps(work_dir, recipe)
-    resumed = train(base, dataset, recipe, work_dir)
+    done = completed_steps(work_dir, RECIPE)
+    resumed = train(base, dataset, RECIPE, work_dir)
     assert resumed.resumed_from == done
-    if done < 6:
-        assert "Loading checkpoint from" in (work_dir / "train.log").read_text()
     assert [point.loss for point in resumed.curve] == [point.loss for point in whole.curve]
     assert resumed.validation_loss == whole.validation_loss
     digests = [describe_directory(result.output_dir, "adapter").digest for result in (whole, resumed)]
     assert digests[0] == digests[1]
+    told = {event.kind: event.sentence for event in resumed.events}
+    assert "was killed by SIGKILL" in told["dead_rank"]
+    assert "All start again from the last checkpoint; 1 restarts are left." in told["dead_rank"]
+    assert "Going on after step" in told["resumed"]
 
     # A finished run called again trains nothing: its adapter is collected from the last checkpoint.
     log = (work_dir / "train.log").read_bytes()
-    again = train(base, dataset, recipe, work_dir)
-    assert again.resumed_from == 6
+    again = train(base, dataset, RECIPE, work_dir)
+    assert again.resumed_from == STEPS
     assert (work_dir / "train.log").read_bytes() == log
     assert describe_directory(again.output_dir, "adapter").digest == digests[0]
 
@@ -136,7 +155,7 @@ def test_a_killed_run_resumes_to_the_same_adapter(base: Path, dataset: Path, tmp
     }
     write_tensors(weights, tensors)
     with pytest.raises(IntegrityError, match="differs by"):
-        check_round_trip(base, again.output_dir, work_dir / PROBES_FILE, recipe)
+        check_round_trip(base, again.output_dir, work_dir / PROBES_FILE, RECIPE)
 
 
 def test_smollm2_is_unpacked_to_the_pinned_weights(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ def test_too_long_examples_are_left_out_and_counted(base: Path, tmp_path: Path) 
     split = read_split(path, base, max_length=100)
     assert [messages[-1]["content"] for messages in split.messages] == ["short", "also short"]
     assert (split.too_long, all(length <= 100 for length in split.lengths)) == (1, True)
+    assert split.label_counts == (2, 3)  # the words and the end of the turn
     split.write(tmp_path / "out.jsonl")
     assert [sorted(json.loads(line)) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == [
         ["messages"]
