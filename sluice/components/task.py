@@ -89,8 +89,7 @@ class Task:
 
         `locks` are the environments that compute it: what asks vLLM adds `serve`.
         """
-        sources = code_sources("infra", "provenance", *rooms, locks=locks)
-        key = StepKey(name, digest_json(sources), dict(parameters), dict(inputs))
+        key, sources = self.key(name, rooms=rooms, parameters=parameters, inputs=inputs, locks=locks)
         trace: dict[str, Json] = {"digest": key.digest, "key": key.to_json(), "hit": None}
         self.state.steps.append(trace)
         record, trace["hit"] = self.workspace.steps.run(key, function, self.report, sources)
@@ -99,6 +98,19 @@ class Task:
         self.state.outputs.update(record.output.artifacts)
         self.state.values.update(record.output.values)
         return record
+
+    @staticmethod
+    def key(
+        name: str,
+        *,
+        rooms: tuple[str, ...],
+        parameters: Mapping[str, Json],
+        inputs: Mapping[str, str],
+        locks: tuple[str, ...] = ("main",),
+    ) -> tuple[StepKey, Json]:
+        """The key of a step as `step` would run it, and the files behind its code digest."""
+        sources = code_sources("infra", "provenance", *rooms, locks=locks)
+        return StepKey(name, digest_json(sources), dict(parameters), dict(inputs)), sources
 
     def say(self, summary: str) -> None:
         """The one line that people see beside the task."""

@@ -4,7 +4,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kfp import dsl
 
@@ -78,19 +78,22 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
         values = {name: account[name] for name in ("steps", "examples", "final_loss", "validation_loss", "seconds")}
         return StepOutput({"adapter": adapter.digest, "training": training.digest}, values)
 
-    record = running.step(
-        "train",
-        rooms=("training", "components.train", "components.training_progress"),
-        parameters={"recipe": chosen.to_json()},
-        inputs={"dataset": dataset, "base": base},
-        function=work,
-    )
+    record = running.step("train", **step_arguments(chosen, dataset=dataset, base=base), function=work)
     from sluice.components.verification import sign_release
 
     sign_release(running.workspace, record.output.artifacts["adapter"], record.statement)
     values = record.output.values
     running.say(f"{values['steps']} steps, loss {values['final_loss']:.3f}, {values['seconds']:.0f} s")
     return record.output.artifacts["adapter"], record.output.artifacts["training"]
+
+
+def step_arguments(recipe: "Recipe", *, dataset: str, base: str) -> dict[str, Any]:
+    """What decides the key of the training step, and so its work folder."""
+    return {
+        "rooms": ("training", "components.train", "components.training_progress"),
+        "parameters": {"recipe": recipe.to_json()},
+        "inputs": {"dataset": dataset, "base": base},
+    }
 
 
 def account_of(result: "TrainingResult", recipe: "Recipe") -> dict[str, Json]:

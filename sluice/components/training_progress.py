@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sluice.components.task import Task
-from sluice.infra.errors import SluiceError
+from sluice.infra.errors import Interrupted, SluiceError
 from sluice.provenance.canonical import short
 from sluice.training.journal import Event, JournalReader, Line, Sample, StepMetrics, Validation
 
@@ -176,13 +176,17 @@ def shown_training(
     base: str,
     folder: Path,
     dollars_per_hour: float | None = None,
+    key: str | None = None,
     parent_key: str | None = None,
+    pauses: bool = False,
 ) -> Iterator[TrainingProgress]:
     """Show the training that runs inside, in MLflow where there is one. Only call it in a step's function.
 
-    How the block ends is how the run ends: FINISHED, KILLED when it was told to stop, FAILED with the error's sentence.
+    `key` is the training step's key digest, when the step that runs is another one; `parent_key` that of the run to
+    show it under. How the block ends is how the run ends: FINISHED (SCHEDULED when it only `pauses`), KILLED when it
+    was told to stop, FAILED with the error's sentence.
     """
-    key = str(running.state.steps[-1]["digest"])
+    key = key or str(running.state.steps[-1]["digest"])
     with _live_run(running, key, recipe, dataset, base, parent_key) as run:
         shown = TrainingProgress(folder, recipe, run, dollars_per_hour)
         try:
@@ -193,9 +197,10 @@ def shown_training(
         except BaseException as error:
             shown.see(JournalReader(folder).new())
             words = error.message if isinstance(error, SluiceError) else f"{type(error).__name__}: {error}"
-            shown.ended("KILLED" if shown.interrupted else "FAILED", words)
+            told_to_stop = shown.interrupted or isinstance(error, Interrupted)
+            shown.ended("KILLED" if told_to_stop else "FAILED", words)
             raise
-        shown.ended("FINISHED")
+        shown.ended("SCHEDULED" if pauses else "FINISHED")
 
 
 @contextmanager

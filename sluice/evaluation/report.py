@@ -48,12 +48,6 @@ class ReportContext:
     approve: str = ""
 
 
-def main_metric(decision: Decision) -> str:
-    """The metric that the examples and the large figure are about: the first gating check that asks for a gain."""
-    gating = decision.policy.gating
-    return next((check.metric for check in gating if check.rule == "superiority"), gating[0].metric)
-
-
 def pick_examples(
     decision: Decision,
     comparison: Comparison,
@@ -65,7 +59,7 @@ def pick_examples(
     each: int = 5,
 ) -> list[Example]:
     """The items that gained most and those that lost most, at most `each` of both; ties by item id."""
-    found = comparison.metric(main_metric(decision))
+    found = comparison.metric(decision.policy.main_metric)
     if found is None:
         return []
     before = {answer.item_id: answer.answer for answer in champion}
@@ -84,7 +78,7 @@ def write_report(
 ) -> None:
     """Write report.md, report.html, report.json and the figures as PNG into `folder`. Same inputs, same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
-    main = comparison.metric(main_metric(decision))
+    main = comparison.metric(decision.policy.main_metric)
     paired = paired_drawing(main) if main is not None and main.pairs else None
     training = training_drawing(context.training) if context.training else None
     for name, drawing in (("paired.png", paired), ("training.png", training)):

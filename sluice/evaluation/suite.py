@@ -80,6 +80,11 @@ class Policy(Section):
     def gating(self) -> tuple[Superiority | NonInferiority, ...]:
         return tuple(check for check in self.checks if not check.advisory)
 
+    @property
+    def main_metric(self) -> str:
+        """What it is all about: the metric of the first gating check that asks for a gain, or else of the first."""
+        return next((check.metric for check in self.gating if check.rule == "superiority"), self.gating[0].metric)
+
     @model_validator(mode="after")
     def _can_decide(self) -> Policy:
         names = [check.metric for check in self.checks]

@@ -41,6 +41,7 @@ VERBS = {
     "up": Verb("operator", "installations", "update"),
     "down": Verb("operator", "installations", "delete"),
     "run": Verb("operator", "runs", "create"),
+    "sweep": Verb("operator", "runs", "create"),
     "cancel": Verb("operator", "runs", "delete"),
     "release abort": Verb("operator", "releases", "abort", emergency=True),
     "rollback": Verb("operator", "releases", "rollback", emergency=True),

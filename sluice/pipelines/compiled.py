@@ -17,6 +17,14 @@ _PINNED = re.compile(r"^[\w./:-]+@sha256:[0-9a-f]{64}$")
 
 def compile_all(folder: Path, image: str = "") -> list[Path]:
     """Write one YAML file a pipeline. Raises `InputError` for an image that is not pinned by digest."""
+    use_image(image)
+    from sluice.pipelines.dags import pipeline_function
+
+    return [compile_pipeline(pipeline_function(name), folder / f"{name}.yaml") for name in PIPELINES]
+
+
+def use_image(image: str) -> None:
+    """Make the components use this image. Raises `InputError` for one that is not pinned by digest; empty is none."""
     if image and not _PINNED.match(image):
         raise InputError(
             f"--image {image!r} is not pinned by digest: a tag can move under a running pipeline.",
@@ -25,20 +33,18 @@ def compile_all(folder: Path, image: str = "") -> list[Path]:
     if image:
         # Components read the image when they are defined, that is when their modules are first imported.
         os.environ[IMAGE_VARIABLE] = image
+
+
+def compile_pipeline(pipeline: Any, path: Path) -> Path:
+    """Write a pipeline as YAML. Raises `InputError` when KFP would get something of it silently wrong."""
     from kfp import compiler
 
-    from sluice.pipelines.dags import pipeline_function
-
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in PIPELINES:
-        path = folder / f"{name}.yaml"
-        compiler.Compiler().compile(pipeline_function(name), str(path))
-        problems = list(lint(path))
-        if problems:
-            raise InputError(f"The pipeline {name!r} would go silently wrong: {' '.join(problems)}")
-        written.append(path)
-    return written
+    path.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(pipeline, str(path))
+    problems = list(lint(path))
+    if problems:
+        raise InputError(f"The pipeline {path.stem!r} would go silently wrong: {' '.join(problems)}")
+    return path
 
 
 def lint(path: Path) -> Iterator[str]:

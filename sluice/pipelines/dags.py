@@ -1,11 +1,12 @@
-"""The three pipelines by name, and their shape as people see it."""
+"""The pipelines by name, and their shape as people see it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from sluice.infra.errors import InputError
-from sluice.pipelines.runs import PIPELINES
+from sluice.pipelines.runs import PIPELINES, SWEEP
 from sluice.provenance.canonical import Json
 
 
@@ -24,6 +25,17 @@ def pipeline_function(name: str) -> Any:
     from sluice.pipelines.reembed import reembed
 
     return reembed
+
+
+def pipeline_of(name: str, parameters: Mapping[str, Json]) -> tuple[Any, dict[str, Json]]:
+    """The KFP pipeline of a run, and what it is called with. A sweep's DAG is drawn from its plan."""
+    given = dict(parameters)
+    if name != SWEEP:
+        return pipeline_function(name), given
+    from sluice.pipelines.sweep import sweep_pipeline
+    from sluice.training.sweep import SweepPlan
+
+    return sweep_pipeline(SweepPlan.from_text(str(given.pop("plan")))), given
 
 
 def dag_of(pipeline: Any) -> list[dict[str, Json]]:

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 
 from sluice.infra.errors import SluiceError
-from sluice.pipelines.dags import dag_of, pipeline_function
+from sluice.pipelines.dags import dag_of, pipeline_of
 from sluice.pipelines.runs import Run, load_run
 
 
@@ -23,7 +23,7 @@ def main(folder: Path) -> int:
 
     run = _wait_for_pid(folder)
     try:
-        function = pipeline_function(run.pipeline)
+        function, parameters = pipeline_of(run.pipeline, run.parameters)
         (folder / "dag.json").write_text(json.dumps(dag_of(function)))
         local.init(
             runner=local.SubprocessRunner(use_venv=False),
@@ -31,7 +31,7 @@ def main(folder: Path) -> int:
             workspace_root=str(folder / "workspace"),
             raise_on_error=True,
         )
-        function(**run.parameters)
+        function(**parameters)
         run.state, run.exit_code = "done", 0
     except SluiceError as error:
         run.state, run.error, run.hint, run.exit_code = "failed", error.message, error.hint, error.exit_code

@@ -27,6 +27,8 @@ from sluice.provenance.canonical import Json
 
 RUN_VARIABLE = "SLUICE_RUN_ID"
 PIPELINES = ("retrain", "release", "reembed")
+SWEEP = "sweep"
+"""A pipeline too, but one for each grid: `sluice sweep` starts it."""
 
 
 @dataclass

@@ -86,8 +86,7 @@ class StepRunner:
         record, edition = self._find(key, report)
         if record is not None and self._claim(record, edition):
             return record, True
-        hexadecimal = hex_of(key.digest)
-        folder = self._work_dir / hexadecimal[:32]
+        hexadecimal, folder = hex_of(key.digest), self.folder(key)
         with (
             held(self._work_dir / ".locks" / hexadecimal[:32], lambda: report(0, 0, _WAITING)),
             self._leases.hold(hexadecimal, until=lambda: self._recorded(key), report=report) as lease,
@@ -103,6 +102,10 @@ class StepRunner:
             # Under the lock, and after the record: also removes what a process left that was killed in between.
             shutil.rmtree(folder, ignore_errors=True)
         return record, hit
+
+    def folder(self, key: StepKey) -> Path:
+        """The scratch folder of a step on this machine. It is there from the step's start to its record."""
+        return self._work_dir / hex_of(key.digest)[:32]
 
     def find(self, key: StepKey) -> StepRecord | None:
         """The record of a finished step whose outputs are all stored, its statement verified; else None.

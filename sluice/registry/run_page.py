@@ -37,7 +37,7 @@ PARAMETER_LENGTH = 6000
 TAG_LENGTH = 8000
 HISTORY_IN_PAGE = 25_000
 
-RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,8 @@ class RunPage:
             self._registry.upload(files, self._artifacts, run_id=self.run_id, report=report)
 
     def set_status(self, status: RunStatus, ended: float | None = None) -> None:
-        """The run's state; with an end time (seconds since the epoch) unless it runs."""
-        end = None if status == "RUNNING" else _milliseconds(ended)
+        """The run's state; with an end time (seconds since the epoch) unless it runs, or is to go on."""
+        end = None if status in ("RUNNING", "SCHEDULED") else _milliseconds(ended)
         self._registry.post("runs/update", run_id=self.run_id, status=status, end_time=end)
         self.status = status
 

@@ -155,7 +155,7 @@ class LiveTrainingRun:
             ending = self._ending
             if self._system is not None and time.monotonic() - sampled >= self._system.every_s:
                 sampled = time.monotonic()
-                self._pending.samples.append((time.time(), self._system.read()))
+                self._sample(self._system)
             try:
                 self._send(everything=ending)
             except Exception as error:  # noqa: BLE001  (whatever MLflow answers, training goes on)
@@ -248,6 +248,13 @@ class LiveTrainingRun:
                 self._pending.files = files | self._pending.files
             raise
         self._files_sent = time.monotonic()
+
+    def _sample(self, system: SystemMetrics) -> None:
+        try:
+            self._pending.samples.append((time.time(), system.read()))
+        except OSError:
+            # The folder whose disk it looks at is gone, or /proc is not readable: a gap in a picture, no more.
+            pass
 
     def _number_samples(self) -> None:
         """Samples of the machine as points. Only the open page knows what step the attempt before ended with."""

@@ -59,6 +59,7 @@ ASKS = {
     "run": ["retrain"],
     "sites publish": [],
     "sites trust": ["other", "other.pub"],
+    "sweep": ["tiny", "-s", "lora.rank=2,4"],
     "sync": ["--from", "a", "--to", "b"],
     "up": [],
 }

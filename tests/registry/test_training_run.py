@@ -212,3 +212,12 @@ def test_the_machine_is_shown_and_goes_on_where_the_attempt_before_ended(server:
     assert steps == list(range(len(steps)))
     assert len(steps) > 5
     assert 0 < server.curve("system/system_memory_usage_percentage")[0][1] < 100
+
+
+def test_a_machine_that_cannot_be_read_leaves_a_gap_only(server: FakeMlflow, tmp_path: Path) -> None:
+    system = SystemMetrics(tmp_path / "gone", every_s=0.01)
+    with LiveTrainingRun(MlflowRegistry(server.uri), SUBJECT, send_every_s=0.02, system=system) as run:
+        time.sleep(0.05)
+        run.add(points((1, 2.0)))
+    assert server.curve("loss") == [(1, 2.0)]
+    assert server.curve(CPU) == []

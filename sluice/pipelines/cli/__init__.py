@@ -23,6 +23,7 @@ from sluice.pipelines.cli import (
     runs,
     sites,
     stack,
+    sweep,
     train,
 )
 
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 stack.add_to(app)
 runs.add_to(app)
+sweep.add_to(app)
 releases.add_to(app)
 chain.add_to(app)
 explain.add_to(app)
