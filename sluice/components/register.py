@@ -38,11 +38,13 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
     from sluice.components.changes import changes_against, markdown_of
     from sluice.components.lineage import draw_lineage
     from sluice.components.materials import bill_of_materials
+    from sluice.components.training_progress import REPORT
     from sluice.components.verification import verify_signature
     from sluice.registry.bom import BOM_FILE
     from sluice.registry.mlflow_registry import MlflowRegistry
     from sluice.registry.model_signature import SIGNATURE_FILE
-    from sluice.registry.runs import DatasetReference, MetricPoint, log_gate_run, log_training_run
+    from sluice.registry.run_page import DatasetReference, MetricPoint
+    from sluice.registry.runs import log_gate_run, log_training_run
     from sluice.registry.versions import register_version, set_gate
     from sluice.training.adapter import check_adapter
     from sluice.training.recipe import Recipe
@@ -66,6 +68,7 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         registry,
         application=application,
         adapter_digest=adapter,
+        key=account["key"],
         dataset=DatasetReference("dataset", dataset, card["examples"]),
         parameters=account["recipe"],
         metrics=[
@@ -76,6 +79,7 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         files={
             "data-card.html": workspace.folder(dataset) / "card.html",
             "training.json": workspace.folder(training) / "training.json",
+            REPORT: workspace.folder(training) / REPORT,
             **lineage,
         },
         report=running.report,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import InputError
@@ -27,6 +27,8 @@ HOLDOUTS = "holdouts/"
 class Scratch(Workspace):
     """The workspace `original` in which one step is computed again: what it writes stays in `place`, where the
     steps after it find it too."""
+
+    SHOWN: ClassVar[bool] = False
 
     original: Workspace
     place: Path

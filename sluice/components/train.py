@@ -50,23 +50,27 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
         raise InputError(f"The recipe pins data.digest = {chosen.data.digest}; this run trains on {dataset}.")
 
     def work(folder: Path) -> StepOutput:
+        from sluice.components.training_progress import REPORT, shown_training
         from sluice.training.checkpoint_mirror import CheckpointMirror
         from sluice.training.train import train
 
         artifacts = running.workspace.artifacts
         mirror = CheckpointMirror(running.workspace.objects, f"checkpoints/{folder.name}")
-        result = train(
-            running.workspace.folder(base),
-            running.workspace.folder(dataset),
-            chosen,
-            folder,
-            running.report,
-            mirror=mirror,
-        )
+        with shown_training(running, recipe=chosen, dataset=dataset, base=base, folder=folder) as shown:
+            result = train(
+                running.workspace.folder(base),
+                running.workspace.folder(dataset),
+                chosen,
+                folder,
+                running.report,
+                observer=shown,
+                mirror=mirror,
+            )
+            page = shown.page()
         metadata = {"base": base, "dataset": dataset, "recipe": chosen.digest, "seed": chosen.seed}
-        adapter = artifacts.put_directory(result.adapter_dir, "adapter", metadata)
-        account = account_of(result, chosen)
-        files = {"training.json": json.dumps(account, indent=2, sort_keys=True).encode()}
+        adapter = artifacts.put_directory(result.output_dir, "adapter", metadata)
+        account = account_of(result, chosen) | {"key": running.state.steps[-1]["digest"]}
+        files = {"training.json": json.dumps(account, indent=2, sort_keys=True).encode(), REPORT: page}
         log = folder / "train.log"
         if log.is_file():
             files["train.log"] = log.read_bytes()
@@ -76,7 +80,7 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
 
     record = running.step(
         "train",
-        rooms=("training", "components.train"),
+        rooms=("training", "components.train", "components.training_progress"),
         parameters={"recipe": chosen.to_json()},
         inputs={"dataset": dataset, "base": base},
         function=work,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.object_store import S3ObjectStore
@@ -21,6 +22,9 @@ from sluice.provenance.trust import Trust, TrustPolicy, load_policy
 @dataclass(frozen=True)
 class Workspace:
     """Everything a step needs beside its inputs. Parts are made on first use: a command that needs none pays none."""
+
+    SHOWN: ClassVar[bool] = True
+    """Whether what is computed here is shown in MLflow."""
 
     settings: Settings
 

@@ -5,40 +5,17 @@ The bytes depend on the data alone (fixed ids, no date), so the same evaluation 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sluice.evaluation.comparison import MetricComparison
 from sluice.evaluation.metrics import METRICS
 from sluice.evaluation.suite import NonInferiority, Superiority
+from sluice.infra.page_style import BAD, BEFORE, FIGURE_STYLE, GOOD, INK, NOW, QUIET, UNSURE, Drawing, drawn
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-INK, QUIET, RULE = "#1f2328", "#6e7781", "#d0d7de"
-CHAMPION, CANDIDATE = "#8c959f", "#0a66c2"
-BETTER, WORSE = "#1a7f37", "#cf222e"
-VERDICTS = {"pass": BETTER, "fail": WORSE, "inconclusive": "#9a6700"}
-
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": QUIET,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": QUIET,
-    "ytick.color": QUIET,
-    "legend.frameon": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "sluice",
-}
+CHAMPION, CANDIDATE = BEFORE, NOW
+BETTER, WORSE = GOOD, BAD
+VERDICTS = {"pass": GOOD, "fail": BAD, "inconclusive": UNSURE}
 
 
 @dataclass(frozen=True)
@@ -50,14 +27,6 @@ class TrainingPoint:
     validation_loss: float | None = None
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """One figure in both forms."""
-
-    svg: str
-    png: bytes
-
-
 def paired_drawing(one: MetricComparison) -> Drawing:
     """Left: each item's gain, sorted, with the mean and its interval. Right: how both releases' scores spread."""
     import matplotlib as mpl
@@ -66,7 +35,7 @@ def paired_drawing(one: MetricComparison) -> Drawing:
 
     metric = METRICS[one.metric]
     gains = np.sort(np.array(one.gains, dtype=np.float64))[::-1]
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(10, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
         left.bar(range(len(gains)), gains, width=1.0, color=np.where(gains >= 0, BETTER, WORSE), alpha=0.55)
@@ -84,7 +53,7 @@ def paired_drawing(one: MetricComparison) -> Drawing:
         right.set(title=f"{metric.title}: spread of the scores", xlabel="score", ylabel="items")
         right.yaxis.get_major_locator().set_params(integer=True)
         right.legend(loc="best")
-        return _drawn(figure)
+        return drawn(figure)
 
 
 def training_drawing(points: Sequence[TrainingPoint]) -> Drawing:
@@ -92,7 +61,7 @@ def training_drawing(points: Sequence[TrainingPoint]) -> Drawing:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(10, 2.4), layout="constrained")
         axes = figure.subplots()
         train = [(point.step, point.loss) for point in points if point.loss is not None]
@@ -104,7 +73,7 @@ def training_drawing(points: Sequence[TrainingPoint]) -> Drawing:
         axes.set(title="Training loss", xlabel="step", ylim=(0, None))
         if train or validation:
             axes.legend(loc="upper right")
-        return _drawn(figure)
+        return drawn(figure)
 
 
 def interval_svg(one: MetricComparison, check: Superiority | NonInferiority | None, verdict: str) -> str:
@@ -142,11 +111,3 @@ def interval_svg(one: MetricComparison, check: Superiority | NonInferiority | No
 def _counted(one: MetricComparison) -> str:
     better, worse = sum(gain > 0 for gain in one.gains), sum(gain < 0 for gain in one.gains)
     return f"items, sorted: {better} better, {one.n - better - worse} the same, {worse} worse"
-
-
-def _drawn(figure: Figure) -> Drawing:
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
-    text = svg.getvalue()
-    return Drawing(text[text.index("<svg") :], png.getvalue())

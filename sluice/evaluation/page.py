@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from sluice.evaluation import wording
 from sluice.evaluation.comparison import Comparison, MetricComparison
-from sluice.evaluation.figures import Drawing, interval_svg
+from sluice.evaluation.figures import interval_svg
 from sluice.evaluation.gate import CheckResult, Decision
 from sluice.evaluation.metrics import METRICS
+from sluice.infra.page_style import Drawing, page_style
 
 if TYPE_CHECKING:
     from sluice.evaluation.report import Example, ReportContext
@@ -36,7 +37,7 @@ def report_page(
     template = environment.from_string((files("sluice.evaluation") / "report.html.j2").read_text(encoding="utf-8"))
     results = {result.check.metric: result for result in decision.checks}
     return template.render(
-        style=Markup((files("sluice.evaluation") / "report.css").read_text(encoding="utf-8")),
+        style=Markup(page_style()),
         decision=decision,
         subjects=[(name, digest) for name, digest in vars(decision.subjects).items() if digest],
         comparison=comparison,

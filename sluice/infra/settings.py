@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
@@ -57,6 +57,23 @@ class VectorSettings(Section):
     """The Milvus server that holds the RAG index."""
 
     uri: str | None = Field(None, description="http address of Milvus")
+
+
+class TrainingSettings(Section):
+    """Where a recipe trains on the cluster profile (docs/cluster-training.md)."""
+
+    node_type: str = Field("p5.48xlarge", description="instance type of the nodes that train")
+    image: str = Field("", description="image of the training environment, pinned: NAME@sha256:...")
+    net_plugin: str = Field("aws-ofi", description="NCCL_NET_PLUGIN of that image: aws-ofi (NVIDIA's images) or ofi")
+    namespace: str = Field("ml-training", description="Kubernetes namespace of training jobs")
+    service_account: str = Field("sluice-training", description="service account of their pods")
+    claim: str = Field("", description="PersistentVolumeClaim of the file system that the nodes share (FSx for Lustre)")
+    mount: PurePosixPath = Field(PurePosixPath("/fsx"), description="where they mount it")
+    object_store_secret: str | None = Field(
+        None, description="Secret with access_key and secret_key; empty: the service account may use the bucket itself"
+    )
+    queue: str | None = Field(None, description="Kueue's LocalQueue that jobs wait in; empty: no queue")
+    priority: str | None = Field(None, description="Kueue's WorkloadPriorityClass of jobs; needs a queue")
 
 
 class ServingSettings(Section):
@@ -155,6 +172,7 @@ class Settings(BaseSettings):
     mlflow: MlflowSettings = MlflowSettings()
     traces: TraceSettings = TraceSettings()
     vectors: VectorSettings = VectorSettings()
+    training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
     release: ReleasePolicy = ReleasePolicy()
     access: AccessSettings = AccessSettings()

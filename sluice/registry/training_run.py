@@ -88,7 +88,7 @@ class LiveTrainingRun:
         subject: TrainingSubject,
         *,
         say: Callable[[str], None] = print,
-        on_page: Callable[[str], None] = lambda url: None,
+        on_page: Callable[[str], None] | None = None,
         system: SystemMetrics | None = None,
         send_every_s: float = SEND_EVERY_S,
         files_every_s: float = FILES_EVERY_S,
@@ -210,7 +210,8 @@ class LiveTrainingRun:
         before = [step for name, step in page.latest.items() if name.startswith(SYSTEM_PREFIX)]
         self._system_step = max(before, default=-1) + 1
         self._page = page
-        self._on_page(page.link.url)
+        if self._on_page is not None:
+            self._on_page(page.link.url)
         return page
 
     def _fresh(self, page: RunPage, points: list[tuple[MetricPoint, Curve]]) -> list[MetricPoint]:
@@ -252,6 +253,8 @@ class LiveTrainingRun:
         """Samples of the machine as points. Only the open page knows what step the attempt before ended with."""
         samples, self._pending.samples = self._pending.samples, []
         for at, values in samples:
-            points = (MetricPoint(f"{SYSTEM_PREFIX}{name}", value, self._system_step, at) for name, value in values.items())
+            points = (
+                MetricPoint(f"{SYSTEM_PREFIX}{name}", value, self._system_step, at) for name, value in values.items()
+            )
             self.add(points, Curve.FIRST)
             self._system_step += 1

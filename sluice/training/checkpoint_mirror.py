@@ -224,8 +224,8 @@ class CheckpointMirror:
 class MirrorThread:
     """Follows a store from the launcher's process and keeps the mirror like it. Never in training's way.
 
-    Uploads the newest checkpoint, then prunes; a failure is told and tried again with growing pauses. `close` uploads
-    the newest once more.
+    Uploads the newest checkpoint and the best, then prunes; a failure is told and tried again with growing pauses.
+    `close` looks once more.
     """
 
     def __init__(
@@ -241,10 +241,9 @@ class MirrorThread:
         self._tell = tell
         self._look_every_s = look_every_s
         self._closing = threading.Event()
-        self._uploaded: tuple[str, float | None] | None = None
+        self._uploaded: set[tuple[str, float | None]] = set()
         self._discarded: tuple[str, ...] = ()
         self._failures = 0
-        self._busy = threading.Lock()
         # A daemon: a hung object store must not keep the launcher from ending after `close` gave up on it.
         self._thread = threading.Thread(target=self._follow, name="checkpoint-mirror", daemon=True)
 
@@ -260,8 +259,7 @@ class MirrorThread:
             sentence = f"The newest checkpoint was not uploaded within {limit_s:g} s; it is on this machine's disk."
             self._tell(Event("upload_failed", sentence, level="warning", details={"seconds": limit_s}))
             return False
-        newest = max(self._store.complete(), key=lambda checkpoint: checkpoint.step, default=None)
-        return newest is None or (newest.digest, newest.validation_loss) == self._uploaded
+        return all((one.digest, one.validation_loss) in self._uploaded for one in self._wanted())
 
     def _follow(self) -> None:
         while not self._closing.wait(self._pause()):
@@ -275,27 +273,34 @@ class MirrorThread:
 
     def look(self) -> None:
         """One look at the store: upload what is new, take back what a roll-back took back, prune."""
-        newest = max(self._store.complete(), key=lambda checkpoint: checkpoint.step, default=None)
+        wanted = self._wanted()
         try:
             if (discarded := self._store.discarded()) != self._discarded:
                 self._mirror.discard(discarded)
                 self._discarded = discarded
-            if newest is not None and (newest.digest, newest.validation_loss) != self._uploaded:
-                self._upload(newest)
+            for checkpoint in wanted:
+                if (checkpoint.digest, checkpoint.validation_loss) not in self._uploaded:
+                    self._upload(checkpoint)
             self._failures = 0
         except ObjectMissing:
             # Pruned while it was read: the next look finds a newer one.
             pass
         except (SluiceError, OSError) as error:
             self._failures += 1
-            if newest is not None and self._failures == 1:
-                sentence = f"The checkpoint of step {newest.step} could not be uploaded, it is tried again: {error}"
-                self._tell(Event("upload_failed", sentence, newest.step, "warning"))
+            if wanted and self._failures == 1:
+                sentence = f"The checkpoint of step {wanted[0].step} could not be uploaded, it is tried again: {error}"
+                self._tell(Event("upload_failed", sentence, wanted[0].step, "warning"))
+
+    def _wanted(self) -> list[Checkpoint]:
+        """What should be in the mirror now: the newest, and the best where that is another one."""
+        found = self._store.complete()
+        best = lowest_loss(found)
+        return [one for one in reversed(found) if one is found[-1] or one is best]
 
     def _upload(self, checkpoint: Checkpoint) -> None:
         begun = time.monotonic()
         sent = self._mirror.upload(checkpoint)
-        self._uploaded = (checkpoint.digest, checkpoint.validation_loss)
+        self._uploaded.add((checkpoint.digest, checkpoint.validation_loss))
         seconds = round(time.monotonic() - begun, 3)
         if sent:
             sentence = f"Checkpoint of step {checkpoint.step} uploaded ({in_words(sent)} in {seconds:.1f} s)."

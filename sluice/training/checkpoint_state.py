@@ -94,9 +94,17 @@ class TrainingState:
         self._running: threading.Thread | None = None
         self._failure: CheckpointFailed | None = None
 
-    def save(self, store: CheckpointStore, step: int, details: dict[str, Json], asynchronous: bool) -> None:
+    def save(
+        self,
+        store: CheckpointStore,
+        step: int,
+        details: dict[str, Json],
+        asynchronous: bool,
+        beside: Sequence[Path] = (),
+    ) -> None:
         """Save the state of this moment as the checkpoint of `step`; waits for the save before.
 
+        `beside` are files of process 0 that are copied into it as they are when it is written.
         Asynchronous: copies the state to memory, returns, and writes and publishes beside training. Raises
         `CheckpointFailed`, the same on all processes, when this save (synchronous) or the one before failed; the
         store has told it by then, and the next save may work.
@@ -127,6 +135,8 @@ class TrainingState:
                 self._write(folder, state)
                 if self._rank == 0:
                     (folder / PLAIN).write_text(plain)
+                    for path in beside:
+                        shutil.copyfile(path, folder / path.name)
                     store.publish(step, details=details, world_size=self._world_size)
             except (Exception, CheckpointException) as error:  # noqa: BLE001 - told to all at the next `wait`
                 self._failure = _explained(error, folder, needed)

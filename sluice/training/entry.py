@@ -65,10 +65,18 @@ def main(arguments: list[str]) -> None:
     exit_with_launcher(lock)
     rank = int(os.environ["RANK"])
     from sluice.training.job import CONFIG_FILE, HARDWARE_FILE, Job
+    from sluice.training.journal import Event, Journal
     from sluice.training.watch import Watch
 
-    job = Job.read(work_dir)
-    watch = Watch(work_dir, rank, job.recipe.parallelism.collective_timeout_minutes * 60)
+    job, journal = Job.read(work_dir), Journal(work_dir)
+    where = job.recipe.parallelism
+    watch = Watch(
+        work_dir,
+        rank,
+        where.collective_timeout_minutes * 60,
+        world_size=where.world_size,
+        tell=lambda finding: journal.write(Event("hang", finding, level="error")),
+    )
     for name in NOT_NEEDED:
         # None makes `import name` raise ModuleNotFoundError, as if it were not installed; callers handle that.
         sys.modules.setdefault(name, None)  # type: ignore[arg-type]
@@ -79,17 +87,19 @@ def main(arguments: list[str]) -> None:
 
     from nemo_automodel.components.config.loader import load_yaml_config
 
-    from sluice.training.finetuning import FineTuning
+    from sluice.training.finetuning import LONG_S, FineTuning
 
     recipe = FineTuning(load_yaml_config(work_dir / CONFIG_FILE), job, watch)
-    try:
-        recipe.setup()
-        if rank == 0:
-            (work_dir / HARDWARE_FILE).write_text(json.dumps(describe_hardware()), encoding="utf-8")
-        recipe.run()
-    except Exception as error:
-        _note_failure(work_dir, recipe.done, error)
-        raise
+    with watch:
+        try:
+            with watch.allow("start-up", LONG_S):
+                recipe.setup()
+            if rank == 0:
+                (work_dir / HARDWARE_FILE).write_text(json.dumps(describe_hardware()), encoding="utf-8")
+            recipe.run()
+        except Exception as error:
+            _note_failure(work_dir, recipe.done, error)
+            raise
 
 
 def _note_failure(work_dir: Path, step: int, error: Exception) -> None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
 import resource
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,7 +31,8 @@ from sluice.training.checkpoint_store import CheckpointStore
 from sluice.training.guards import Guards, Verdict
 from sluice.training.job import CHECKPOINTS, EXPORT, Job, Outcome
 from sluice.training.journal import Event, Journal, Sample, StepMetrics, Validation
-from sluice.training.rank_probe import judge, measure
+from sluice.training.rank_probe import judge
+from sluice.training.rank_probe import probe as speed_probe
 from sluice.training.recipe import Recipe
 from sluice.training.roll_backs import RollBacks
 from sluice.training.round_trip import PROBES_FILE, probe, write_probes
@@ -39,8 +41,10 @@ from sluice.training.samples import answer, read_prompts
 from sluice.training.watch import Watch
 
 logger = logging.getLogger(__name__)
-START_AGAIN = 76
+START_AGAIN = 77
 """Exit code of a process that wants the whole run restarted from the base: a roll-back before the first checkpoint."""
+LONG_S = 1800.0
+"""How long a phase without beats may take: set-up, reading and writing checkpoints, validation, export."""
 
 
 class RollBack(Exception):
@@ -125,12 +129,12 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         self._step_started = self._step_seconds = 0.0
         self._learning_rate = 0.0
         self._saved_step = 0
+        self._first_step = True
 
     # ---- building and resuming
 
     def setup(self) -> None:
         train_ft.scale_grads_and_clip_grad_norm = self._judging(train_ft.scale_grads_and_clip_grad_norm)
-        self.watch.beat(0, "set-up")
         super().setup()
         for optimizer in self.optimizer:
             optimizer.step = self._unless_skipped(optimizer.step)
@@ -146,10 +150,11 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         self._resume()
 
     def _resume(self) -> None:
-        self.watch.beat(self.done, "resuming")
         found = self._state.newest_good(self.store)
         if found is not None:
             details = self._state.load(found)
+            # On another machine the file beside the checkpoints may be gone; nothing that is known here is lost.
+            self.roll_backs.merge(details["roll_backs"])
             self.guards = Guards(self.job.recipe.guards, details["guards"], self.roll_backs)
             if self.dist_env.is_main:
                 self._tell("resumed", f"Going on after step {found.step}, from {found.folder.name}.", found.step)
@@ -181,7 +186,12 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
                 self._zero_grad()
                 stopped = stop
                 break
-        self.watch.beat(self.done, "saving")
+        with self.watch.allow("ending", LONG_S):
+            self._conclude(stopped)
+            self._state.close()
+            super()._finalize_and_close_checkpointer()
+
+    def _conclude(self, stopped: Stop | None) -> None:
         self._settle()
         if stopped is not None and not stopped.finishes:
             self._end(Outcome("stopped", stopped.step, str(stopped)))
@@ -191,8 +201,6 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
             self._end(Outcome("paused", self.done, f"Paused after step {self.done}, as asked."))
         else:
             self._export(stopped)
-        self._state.close()
-        super()._finalize_and_close_checkpointer()
 
     def _finalize_and_close_checkpointer(self) -> None:
         """AutoModel closes its checkpointer when the loop ends; the export needs it afterwards."""
@@ -201,6 +209,10 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         """Progress is the journal's."""
 
     def _roll_back(self, verdict: Verdict) -> None:
+        with self.watch.allow("rolling back", LONG_S):
+            self._go_back(verdict)
+
+    def _go_back(self, verdict: Verdict) -> None:
         self._settle()
         if self.dist_env.is_main:
             self.store.discard_after(min(verdict.dropped) - 1)
@@ -218,16 +230,23 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         self._step_started = time.perf_counter()
         self._learning_rate = float(self.optimizer[0].param_groups[0]["lr"])
         self._loss_buffer = []
-        result = super()._run_train_optim_step(batches, max_grad_norm)
+        # The first step of a process compiles kernels, or the whole model.
+        with self.watch.allow("first step", LONG_S) if self._first_step else nullcontext():
+            result = super()._run_train_optim_step(batches, max_grad_norm)
+        self._first_step = False
         self._step_seconds = time.perf_counter() - self._step_started
         return result
 
     def _run_validation_epoch(self, val_dataloader: Any) -> Any:
-        self.watch.beat(self.done + 1, "validation")
-        return super()._run_validation_epoch(val_dataloader)
+        with self.watch.allow("validation", LONG_S):
+            return super()._run_validation_epoch(val_dataloader)
 
     def _forward_backward_step(self, idx: int, batch: dict[str, Any], **options: Any) -> None:
-        super()._forward_backward_step(idx, keep_answer_columns(batch), **options)
+        # A fused loss computes no scores over the vocabulary at all; stages and cut rows have columns of their own.
+        where = self.job.recipe.parallelism
+        if where.pp == where.cp == 1 and not isinstance(self.loss_fn, train_ft.LinearCrossEntropy):
+            batch = keep_answer_columns(batch)
+        super()._forward_backward_step(idx, batch, **options)
         self._loss_buffer = options["loss_buffer"]
 
     def _judging(self, clip: Callable[..., Any]) -> Callable[..., Any]:
@@ -294,9 +313,10 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
             self._compare_ranks(step)
 
     def _compare_ranks(self, step: int) -> None:
-        times = [0.0] * dist.get_world_size()
-        dist.all_gather_object(times, measure(self.dist_env.device))
-        verdict = judge(times, self.job.recipe.guards.ranks)
+        found: list[tuple[float, str]] = [(0.0, "")] * dist.get_world_size()
+        dist.all_gather_object(found, (speed_probe(self.dist_env.device), platform.node()))
+        times, hosts = zip(*found, strict=True)
+        verdict = judge(times, self.job.recipe.guards.ranks, hosts, step=step)
         if verdict.action != "go" and self.dist_env.is_main:
             self._tell("slow_rank", verdict.sentence, step, "warning")
         if verdict.action == "stop":
@@ -322,12 +342,12 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         sharded = self.job.recipe.parallelism.pp > 1 or self.job.recipe.parallelism.cp > 1
         if not settings.prompts or self.job.validation_file is None or sharded:
             return
-        self.watch.beat(step, "samples")
-        prompts = read_prompts(self.job.validation_file, self.job.base_dir, settings.prompts)
-        for number, prompt in enumerate(prompts):
-            text = answer(self.model_parts[0], prompt, settings.max_tokens, self.dist_env.device)
-            if self.dist_env.is_main:
-                self.journal.write(Sample(step, number, prompt.text, text, prompt.reference))
+        with self.watch.allow("samples", LONG_S):
+            prompts = read_prompts(self.job.validation_file, self.job.base_dir, settings.prompts)
+            for number, prompt in enumerate(prompts):
+                text = answer(self.model_parts[0], prompt, settings.max_tokens, self.dist_env.device)
+                if self.dist_env.is_main:
+                    self.journal.write(Sample(step, number, prompt.text, text, prompt.reference))
 
     def _tell(self, kind: str, sentence: str, step: int, level: str = "info", **details: Any) -> None:
         self._tell_event(Event(kind, sentence, step, level, details))
@@ -351,17 +371,23 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
             self._save(step + 1)
 
     def _save(self, step: int) -> None:
-        self.watch.beat(step, "saving")
-        self._settle()
         ends = step >= self.job.last_step or self.step_scheduler.sigterm_flag
-        asynchronous = self.job.recipe.checkpoints.asynchronous and not ends
-        try:
-            self._state.save(self.store, step, {"guards": self.guards.state()}, asynchronous)
-            self._saved_step = step
-        except CheckpointFailed:
-            # The store has told it. Training goes on from what was saved before, unless this was the last chance.
-            if ends:
-                raise
+        details = {"guards": self.guards.state(), "roll_backs": self.roll_backs.state()}
+        with self.watch.allow("saving", LONG_S):
+            self._settle()
+            try:
+                self._state.save(
+                    self.store,
+                    step,
+                    details,
+                    asynchronous=self.job.recipe.checkpoints.asynchronous and not ends,
+                    beside=self.journal.files(),
+                )
+                self._saved_step = step
+            except CheckpointFailed:
+                # The store has told it. Training goes on from what was saved before, unless this was the last chance.
+                if ends:
+                    raise
 
     def _settle(self) -> None:
         """Wait for the save on its way. One that failed was told, and costs no more than the steps since the last."""
@@ -378,7 +404,6 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
             best = self._agreed(self.store.best)
             if best is not None and best.step != done:
                 self._state.load(best)
-        self.watch.beat(done, "exporting")
         found = probe(self.model_parts[0], self.job.base_dir, self.dist_env.device)
         staging = self.job.work_dir / f".{EXPORT}"
         self.model_parts[0].save_pretrained(

@@ -24,7 +24,10 @@ Kind = Literal["finished", "paused", "interrupted", "stopped", "failed"]
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on what, how far. `last_step` is where this run pauses; the schedule's last step by default."""
+    """What is trained, on what, how far. `last_step` is where this run pauses; the schedule's last step by default.
+
+    `mirror` is where the object store keeps copies of the checkpoints; None for nowhere.
+    """
 
     work_dir: Path
     base_dir: Path
@@ -32,6 +35,7 @@ class Job:
     validation_file: Path | None
     recipe: Recipe
     last_step: int
+    mirror: str | None = None
 
     @property
     def pauses(self) -> bool:
@@ -46,6 +50,7 @@ class Job:
             "validation_file": str(self.validation_file) if self.validation_file else None,
             "recipe": self.recipe.to_json(),
             "last_step": self.last_step,
+            "mirror": self.mirror,
         }
         replace_text(self.work_dir / JOB_FILE, json.dumps(values, indent=2))
 
@@ -62,6 +67,7 @@ class Job:
                 Path(validation) if validation else None,
                 Recipe.model_validate(values["recipe"], strict=False),
                 int(values["last_step"]),
+                values["mirror"],
             )
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise IntegrityError(f"{work_dir / JOB_FILE} is no training job: {error}.") from error

@@ -10,6 +10,7 @@ terminal, MLflow and report read. Lines are appended and flushed at once, so kil
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -142,6 +143,17 @@ class Journal:
         """One line for each step in the order of steps: of a step done twice the later one counts."""
         latest = {line.step: line for line in self.read(StepMetrics)}
         return [latest[step] for step in sorted(latest)]
+
+    def files(self) -> list[Path]:
+        """The files that have lines."""
+        return [path for kind in LINES if (path := self._folder / kind.FILE).is_file()]
+
+    def restore(self, folder: Path) -> None:
+        """Take over the files of a copy of this journal, where this one has none: the folder was lost and fetched."""
+        for kind in LINES:
+            copy, own = folder / kind.FILE, self._folder / kind.FILE
+            if copy.is_file() and not own.exists():
+                shutil.copyfile(copy, own)
 
     def end_lines(self) -> None:
         """Close lines that a kill cut in two, so that the next writer's first line stands alone."""

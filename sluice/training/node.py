@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sluice.infra.errors import InputError, SluiceError
+from sluice.training.checkpoint_mirror import CheckpointMirror
 from sluice.training.job import Job
 from sluice.training.torchrun import Rendezvous, TorchrunLauncher
 
@@ -42,18 +43,26 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> str:
 
 def run(work_dir: Path) -> None:
     """Train this node's share of the job in `work_dir`. Raises what `TorchrunLauncher.run` raises."""
-    from sluice.training.train import mirror_of_environment, mirrored
+    from sluice.training.train import mirrored
 
     job, where = Job.read(work_dir), rendezvous_of(os.environ)
     if where.nodes != job.recipe.parallelism.nodes:
         raise InputError(
             f"PET_NNODES = {where.nodes}, but the job's recipe says parallelism.nodes = {job.recipe.parallelism.nodes}."
         )
-    with tempfile.TemporaryDirectory() as local, mirrored(job, mirror_of_environment(job) if where.node == 0 else None):
+    with tempfile.TemporaryDirectory() as local, mirrored(job, _mirror(job) if where.node == 0 else None):
         # The lock is local: shared file systems are often mounted without flock.
         TorchrunLauncher(job, rendezvous=where, lock_dir=Path(local)).run(
             lambda done, total, message: print(f"step {done:g} of {total:g}: {message}", flush=True)
         )
+
+
+def _mirror(job: Job) -> CheckpointMirror | None:
+    """The object store of the pod's settings (`SLUICE_OBJECT_STORE__...`), where the job names a place in it."""
+    from sluice.infra.object_store import S3ObjectStore
+    from sluice.infra.settings import load_settings
+
+    return CheckpointMirror(S3ObjectStore(load_settings().object_store), job.mirror) if job.mirror else None
 
 
 def main(arguments: list[str]) -> int:

@@ -10,14 +10,18 @@ NeMo AutoModel; nothing else of the product knows AutoModel's own configuration 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from sluice.infra.errors import InputError
 from sluice.provenance.canonical import Json, digest_json
+from sluice.training.recipe_checks import problems_of
+from sluice.training.recipe_file import read_yaml
+from sluice.training.recipe_mistakes import describe, nearest
 from sluice.training.recipe_sections import (
     BudgetSection,
     CheckpointSection,
@@ -42,10 +46,10 @@ _NOT_OF_THE_WEIGHTS = ("name", "checkpoints", "samples", "output", "budget")
 class Recipe(Section):
     """A whole recipe. Its digest is part of the training step's key: equal recipes train once."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
-    method: Method = "lora"
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$", description="small letters, digits and hyphens")
+    method: Method = Field("lora", description="what is trained: low-rank pairs (on 4-bit weights: qlora), or all")
     base: Digest | None = Field(None, description="train this base model artifact and refuse any other")
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, description="of everything random")
     lora: LoraSection = LoraSection()
     data: DataSection = DataSection()
     schedule: ScheduleSection
@@ -59,13 +63,10 @@ class Recipe(Section):
     budget: BudgetSection = BudgetSection()
 
     @model_validator(mode="after")
-    def _divisible(self) -> Self:
-        share = self.schedule.micro_batch_size * self.parallelism.dp
-        if self.schedule.global_batch_size % share:
-            raise ValueError(
-                f"schedule.global_batch_size {self.schedule.global_batch_size} is not a multiple of "
-                f"schedule.micro_batch_size x the data-parallel size = {share}"
-            )
+    def _goes_together(self) -> Self:
+        if problems := problems_of(self):
+            context = {"problems": problems, "values": self.to_json()}
+            raise PydanticCustomError("cross", "fields do not go together", context)
         return self
 
     def to_json(self) -> Json:
@@ -87,76 +88,67 @@ class Recipe(Section):
                 section = section.get(parent) if isinstance(section, dict) else None
             if not isinstance(section, dict) or last not in section:
                 raise InputError(
-                    f"The override {field} = {value!r} names no field of a recipe.", hint=_known_fields(parents)
+                    f"The override {field} = {value!r} names no field of a recipe{nearest(field, Recipe)}.",
+                    hint=_known_fields(parents),
                 )
             section[last] = value
         return _validated(values, f"recipe {self.name!r} with overrides {dict(overrides)!r}", {})
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """A packaged recipe by name (`demo`, `tiny`) or any YAML file. Raises `InputError` with field and line."""
+    """A packaged recipe by name (`demo`, `tiny`, ...) or any YAML file. Raises `InputError` with field and line."""
     path = Path(name_or_path)
     packaged = RECIPES / f"{name_or_path}.yaml"
     if path.suffix not in (".yaml", ".yml") and packaged.is_file():
         path = packaged
     try:
         text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"The recipe {str(name_or_path)!r} is not UTF-8 text: {error.reason}.") from error
     except OSError as error:
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
         raise InputError(
             f"There is no recipe {str(name_or_path)!r}: {error.strerror}.",
-            hint=f"Give a path to a YAML file, or one of: {known}.",
+            hint=f"Give a path to a YAML file, or one of: {', '.join(packaged_recipes())}.",
         ) from error
     return parse_recipe(text, str(path))
 
 
+def packaged_recipes() -> list[str]:
+    """Names that `load_recipe` knows."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
 def parse_recipe(text: str, source: str) -> Recipe:
     """A recipe from YAML text; `source` stands in messages. Raises `InputError` with field and line."""
-    import yaml
+    read = read_yaml(text, source)
+    return _validated(read.values, source, read.lines, [*read.problems, *_given_in_vain(read.values)])
 
+
+def _given_in_vain(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a file says and the rest of it makes meaningless; once defaults are filled in, nobody can tell."""
+    if values.get("method") == "full" and "lora" in values:
+        yield "lora", "means nothing with method full, which trains every weight; leave the section out"
+    schedule, guards = values.get("schedule"), values.get("guards")
+    guard = guards.get("validation_loss") if isinstance(guards, dict) else None
+    budget = values.get("budget")
+    once = isinstance(schedule, dict) and schedule.get("validate_every_steps") is None
+    if once and isinstance(guard, dict) and "patience" in guard:
+        yield "guards.validation_loss.patience", "needs schedule.validate_every_steps: one validation is no series"
+    notice, minutes = (budget.get("notice_s"), budget.get("timeout_minutes")) if isinstance(budget, dict) else (0, 0)
+    if isinstance(notice, int | float) and isinstance(minutes, int | float) and notice >= minutes * 60 > 0:
+        yield "budget.notice_s", f"leaves no time to train in budget.timeout_minutes = {minutes:g}"
+
+
+def _validated(
+    values: Any, source: str, lines: Mapping[tuple[str, ...], int], problems: Sequence[tuple[str, str]] = ()
+) -> Recipe:
     try:
-        values = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{source} is not YAML: {error}.") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{source} holds no recipe: a mapping of sections was expected, not {values!r}.")
-    lines: dict[tuple[str, ...], int] = {}
-    _collect_lines(node, (), lines)
-    return _validated(values, source, lines)
-
-
-def _validated(values: Any, source: str, lines: Mapping[tuple[str, ...], int]) -> Recipe:
-    try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        problems = []
-        for problem in error.errors(include_url=False):
-            location = tuple(str(part) for part in problem["loc"])
-            field = ".".join(location) or "recipe"
-            line = next((lines[location[:n]] for n in range(len(location), 0, -1) if location[:n] in lines), None)
-            where = f" (line {line})" if line else ""
-            given = f", not {problem['input']!r}" if location and problem["type"] != "missing" else ""
-            says = "no such field" if problem["type"] == "extra_forbidden" else problem["msg"]
-            problems.append(f"{field}{where}: {says}{given}")
-        raise InputError(
-            f"{source}: " + "; ".join(problems) + ".",
-            hint="The fields are described in sluice/training/recipe_sections.py.",
-        ) from error
-
-
-def _collect_lines(node: Any, path: tuple[str, ...], lines: dict[tuple[str, ...], int]) -> None:
-    """1-based line of every key and list item, by its path."""
-    import yaml
-
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            lines[(*path, str(key.value))] = key.start_mark.line + 1
-            _collect_lines(value, (*path, str(key.value)), lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for number, value in enumerate(node.value):
-            lines[(*path, str(number))] = value.start_mark.line + 1
-            _collect_lines(value, (*path, str(number)), lines)
+        raise describe(error, problems, values, lines, Recipe, source) from error
+    if problems:
+        raise describe(None, problems, values, lines, Recipe, source)
+    return recipe
 
 
 def _known_fields(parents: list[str]) -> str:

@@ -41,7 +41,8 @@ class RunFigures:
             if isinstance(line, StepMetrics):
                 self.step = line
                 # After a restart or on other hardware steps take another time.
-                self._recent = [one for one in self._recent if one.attempt == line.attempt][1 - WINDOW :] + [line]
+                same = [one for one in self._recent if one.attempt == line.attempt]
+                self._recent = [*same[1 - WINDOW :], line]
             elif isinstance(line, Validation):
                 self.validation = line
             elif isinstance(line, Event):

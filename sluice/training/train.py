@@ -25,6 +25,7 @@ from sluice.training.automodel import automodel_config
 from sluice.training.checkpoint_mirror import CheckpointMirror, MirrorThread
 from sluice.training.checkpoint_store import CheckpointStore
 from sluice.training.examples import Split, read_split
+from sluice.training.full_model import collect_model
 from sluice.training.job import (
     CHECKPOINTS,
     CONFIG_FILE,
@@ -36,14 +37,18 @@ from sluice.training.job import (
     replace_text,
 )
 from sluice.training.journal import LINES, Event, Journal, Observer, Sample, StepMetrics, Validation
+from sluice.training.merge import Merged, merge_adapter
 from sluice.training.recipe import Recipe
 from sluice.training.round_trip import PROBES_FILE, RoundTrip, check_round_trip
 from sluice.training.torchrun import TorchrunLauncher
 
+OUTPUT, MERGED = "output", "merged"
+
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """An adapter in PEFT's layout (a Hugging Face model folder for `full`) and how it came about.
+    """What came out and how: `output_dir` holds an adapter in PEFT's layout, or for `full` a whole model; `merged`
+    the model with the adapter in it, where the recipe asks for one.
 
     Losses are means per answer token; `validation_loss` is that of the weights that came out, None when the dataset has
     no validation split. `seconds` is the wall time of this call, `resumed_from` the steps that an earlier call had
@@ -51,7 +56,8 @@ class TrainingResult:
     probe prompts. `used_step` is the step whose weights came out.
     """
 
-    adapter_dir: Path
+    output_dir: Path
+    merged: Merged | None
     steps: int
     used_step: int
     final_loss: float
@@ -99,22 +105,30 @@ def train(
     resumed_from = completed_steps(work_dir, recipe)
     outcome = _finished(work_dir) or _launch(job, report, observer, mirror)
     curve = tuple(journal.steps())
-    final_loss = curve[-1].loss if curve else math.nan
-    if not math.isfinite(final_loss):
+    if not curve or not math.isfinite(curve[-1].loss):
+        found = curve[-1].loss if curve else "not recorded"
         raise StepFailed(
-            f"The loss of step {outcome.step} is {final_loss}: training diverged.",
-            hint="Lower optimizer.learning_rate.",
+            f"The loss of step {outcome.step} is {found}: training diverged.", hint="Lower optimizer.learning_rate."
         )
-    adapter_dir = collect_adapter(work_dir / EXPORT / "model", base_dir, recipe, work_dir / "adapter")
-    report(outcome.step, recipe.schedule.max_steps, "loading the adapter with PEFT, comparing the probe prompts")
-    round_trip = check_round_trip(base_dir, adapter_dir, work_dir / PROBES_FILE, recipe)
+    exported, output_dir = work_dir / EXPORT / "model", work_dir / OUTPUT
+    if recipe.method == "full":
+        collect_model(exported, base_dir, output_dir)
+    else:
+        collect_adapter(exported, base_dir, recipe, output_dir)
+    report(outcome.step, recipe.schedule.max_steps, "loading what came out, comparing the probe prompts")
+    round_trip = check_round_trip(base_dir, output_dir, work_dir / PROBES_FILE, recipe)
+    merged = None
+    if recipe.output.merge and recipe.method != "full":
+        report(outcome.step, recipe.schedule.max_steps, "merging the adapter into its base")
+        merged = merge_adapter(base_dir, output_dir, work_dir / MERGED)
     validations = {line.step: line for line in journal.read(Validation)}
     used = outcome.best_step or outcome.step
     return TrainingResult(
-        adapter_dir=adapter_dir,
+        output_dir=output_dir,
+        merged=merged,
         steps=outcome.step,
         used_step=used,
-        final_loss=final_loss,
+        final_loss=curve[-1].loss,
         validation_loss=validations[used].loss if used in validations else None,
         curve=curve,
         validations=tuple(validations[step] for step in sorted(validations)),
@@ -170,7 +184,9 @@ def prepare(
     work_dir.mkdir(parents=True, exist_ok=True)
     report(0, recipe.schedule.max_steps, "reading the dataset")
     train_file, validation_file = work_dir / "train.jsonl", None
-    split = _usable_split(dataset_dir / "train.jsonl", base_dir, recipe, train_file, None)
+    # One step must not show an example twice. How many examples a pack takes is the plan's business.
+    needed = 1 if recipe.data.packing else recipe.schedule.global_batch_size
+    split = _usable_split(dataset_dir / "train.jsonl", base_dir, recipe, train_file, needed=needed)
     if (dataset_dir / "validation.jsonl").is_file():
         validation_file = work_dir / "validation-examples.jsonl"
         _usable_split(dataset_dir / "validation.jsonl", base_dir, recipe, validation_file, recipe.data.validation_limit)
@@ -199,31 +215,33 @@ def _launch(job: Job, report: Report, observer: Observer | None, mirror: Checkpo
 
 @contextmanager
 def mirrored(job: Job, mirror: CheckpointMirror | None) -> Iterator[None]:
-    """Copy checkpoints beside training; first bring the newest back when this folder has none. None: do neither."""
+    """Copy checkpoints beside training; first bring back what is newer there than here. None: do neither."""
     if mirror is None or not job.recipe.checkpoints.upload:
         yield
         return
     tell = Journal(job.work_dir).write
     store = CheckpointStore(job.work_dir / CHECKPOINTS, job.recipe.checkpoints, tell)
-    if not store.complete() and (step := mirror.newest()) is not None:
-        mirror.fetch(step, store)
-    thread = MirrorThread(store, mirror, tell)
+    if (fetched := mirror.restore(store)) is not None:
+        Journal(job.work_dir).restore(fetched.folder)
+    thread = MirrorThread(store, mirror, tell).start()
     try:
         yield
     finally:
-        thread.close()
+        thread.close(job.recipe.budget.notice_s)
 
 
-def _usable_split(source: Path, base_dir: Path, recipe: Recipe, target: Path, limit: int | None) -> Split:
-    """Write the usable examples of `source` to `target`. Raises `InputError` when there is none."""
+def _usable_split(
+    source: Path, base_dir: Path, recipe: Recipe, target: Path, limit: int | None = None, needed: int = 1
+) -> Split:
+    """Write the usable examples of `source` to `target`. Raises `InputError` when fewer than `needed` are usable."""
     if not source.is_file():
         raise InputError(f"The dataset {source.parent} holds no {source.name}.")
     split = read_split(source, base_dir, recipe.data.max_length, limit)
-    if not split.messages:
+    if len(split.messages) < needed:
         raise InputError(
-            f"{source.name} of the dataset has no usable example: {split.too_long} are longer than "
-            f"data.max_length = {recipe.data.max_length} tokens.",
-            hint="Raise data.max_length, or curate a longer window.",
+            f"{source.name} of the dataset has {len(split.messages)} usable examples; {needed} are needed. "
+            f"{split.too_long} are longer than data.max_length = {recipe.data.max_length} tokens.",
+            hint="Lower schedule.global_batch_size, raise data.max_length, or curate a longer window.",
         )
     split.write(target)
     return split
@@ -245,7 +263,7 @@ def _start_afresh_on_other_inputs(
     mark = work_dir / "inputs"
     if mark.is_file() and mark.read_text(encoding="utf-8") == inputs:
         return
-    for name in (CHECKPOINTS, EXPORT, "adapter", "flight"):
+    for name in (CHECKPOINTS, EXPORT, OUTPUT, MERGED, "flight"):
         shutil.rmtree(work_dir / name, ignore_errors=True)
     for name in (PROBES_FILE, OUTCOME_FILE, *(kind.FILE for kind in LINES)):
         (work_dir / name).unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from sluice.components.workspace import Workspace
 from sluice.infra.errors import IntegrityError
 from sluice.infra.settings import Settings
 from sluice.provenance.artifacts import ArtifactStore
-from sluice.provenance.canonical import digest_bytes
+from sluice.provenance.canonical import digest_bytes, digest_json
 from sluice.provenance.steps import StepKey, StepOutput
 from sluice.registry import mlflow_registry, runs, versions
 from sluice.training.adapter import collect_adapter
@@ -67,8 +67,9 @@ class Chain:
 
         def work(_: Path) -> StepOutput:
             made = store.put_directory(self.folder, "adapter", {"base": self.base, "dataset": self.dataset, "seed": 7})
-            account = {"recipe": RECIPE.to_json(), "curve": []}
-            training = store.put_files({"training.json": json.dumps(account).encode()}, "training")
+            account = {"recipe": RECIPE.to_json(), "curve": [], "key": digest_json("training step")}
+            files = {"training.json": json.dumps(account).encode(), "training.html": b"<p>curves</p>"}
+            training = store.put_files(files, "training")
             return StepOutput({"adapter": made.digest, "training": training.digest})
 
         state = {path.name: digest_bytes(path.read_bytes()) for path in sorted(self.folder.iterdir())}

@@ -15,19 +15,15 @@ from sluice.components.workspace import Workspace
 from sluice.infra import audit
 from sluice.infra.errors import ConflictError, InputError
 from sluice.infra.settings import MlflowSettings, Settings
+from sluice.infra.system_metrics import SystemMetrics
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import digest_json, short
 from sluice.registry.aliases import reconcile
 from sluice.registry.approvals import mark, pending_approvals, read_ui_approval
 from sluice.registry.mlflow_registry import MlflowRegistry
-from sluice.registry.runs import (
-    DatasetReference,
-    MetricPoint,
-    RunLink,
-    Table,
-    log_gate_run,
-    log_training_run,
-)
+from sluice.registry.run_page import DatasetReference, MetricPoint, RunLink, RunPage, Table
+from sluice.registry.runs import log_gate_run, log_training_run
+from sluice.registry.training_run import Curve, LiveTrainingRun, TrainingSubject
 from sluice.registry.versions import Version, find_version, list_versions, register_version, set_gate
 from tests.registry.mlflow_server import Crash, CrashingRegistry, crash_at_every_call, mlflow_server
 from tests.support.directory_store import DirectoryStore
@@ -78,6 +74,7 @@ def train(registry: MlflowRegistry, name: str, card: Path, points: int = 5, rank
         registry,
         application=name,
         adapter_digest=digest_json(name),
+        key=digest_json([name, "training step"]),
         dataset=DatasetReference("feedback", DATASET, {"train": 170, "validation": 20}),
         parameters={"peft": {"rank": rank}, "seed": 1, "base": BASE},
         metrics=[MetricPoint("loss", float("nan") if i == 7 else 1 / (i + 1), i, 1.7e9 + i) for i in range(points)],
@@ -384,6 +381,54 @@ def test_runs_hold_what_people_look_for(registry: MlflowRegistry, card: Path, tm
     page = httpx.get(f"{registry.uri}/get-artifact", params={"path": "report.html", "run_uuid": gate.run_id})
     assert page.text == "<h1>Report</h1>"
     assert gate.url.startswith(f"{registry.uri}/#/experiments/{registry.experiment('gates')}/runs/")
+
+
+def test_a_training_is_shown_while_it_runs_and_adopted_when_it_is_registered(
+    registry: MlflowRegistry, card: Path
+) -> None:
+    key = digest_json(["live", "training step"])
+    subject = TrainingSubject(key, "live demo", {"peft": {"rank": 8}, "seed": 1, "base": BASE})
+    for attempt in (0, 1):
+        with LiveTrainingRun(registry, subject, system=SystemMetrics(), send_every_s=0.1) as run:
+            # The second attempt does step 2 again: the same loss, another speed.
+            steps = range(2 * attempt, 4 + attempt)
+            run.add([MetricPoint("loss", float("nan") if n == 3 else 1 / (n + 1), n, 1.7e9 + n) for n in steps])
+            run.add([MetricPoint("tokens_per_second", 100.0 + attempt, n) for n in steps], Curve.FIRST)
+            run.show_table("events.json", Table(["step", "what happened"], [[1, "Saved."]]))
+            run.end("KILLED" if attempt == 0 else "FINISHED")
+        page = RunPage.find(registry, "training", key)
+        assert page is not None
+        assert page.status == ("KILLED" if attempt == 0 else "FINISHED")
+    assert page is not None
+    adopted = log_training_run(
+        registry,
+        application="live",
+        adapter_digest=digest_json("live"),
+        key=key,
+        dataset=DatasetReference("feedback", DATASET),
+        parameters=subject.parameters,
+        metrics=[MetricPoint("loss", 1 / (n + 1), n) for n in range(5)],
+        files={"card.html": card},
+    )
+    assert adopted.run_id == page.run_id
+    for name, points in (("loss", 5), ("tokens_per_second", 5), ("system/cpu_utilization_percentage", 2)):
+        shown = registry.get("metrics/get-history", run_id=page.run_id, metric_key=name)["metrics"]
+        assert len(shown) == points, shown
+    assert page.history("tokens_per_second") == {0: 100.0, 1: 100.0, 2: 100.0, 3: 100.0, 4: 101.0}
+    files = registry.get("artifacts/list", run_id=page.run_id)["files"]
+    assert sorted(file["path"] for file in files) == ["card.html", "events.json"]
+
+
+def test_the_machine_has_the_names_that_mlflow_draws() -> None:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    theirs: set[str] = set()
+    for monitor in (CPUMonitor(), DiskMonitor(), NetworkMonitor()):
+        monitor.collect_metrics()
+        theirs |= set(monitor.metrics)
+    assert {name for name in SystemMetrics().read() if not name.startswith("gpu_")} == theirs
 
 
 def test_an_artifact_store_that_the_server_does_not_proxy_is_written_by_the_client(

@@ -91,14 +91,14 @@ def test_a_killed_run_resumes_to_the_same_adapter(base: Path, dataset: Path, tmp
     assert 0 < whole.validation_loss < 20
     assert (reports[0][0], reports[-1][0], reports[-1][1]) == (0, 6, 6)
     assert (whole.hardware["processes"], whole.hardware["backend"]) == (2, "gloo")
-    assert sorted(path.name for path in whole.adapter_dir.iterdir()) == [CONFIG, WEIGHTS]
-    assert len(read_header(whole.adapter_dir / WEIGHTS)) == 2 * 2 * 2
+    assert sorted(path.name for path in whole.output_dir.iterdir()) == [CONFIG, WEIGHTS]
+    assert len(read_header(whole.output_dir / WEIGHTS)) == 2 * 2 * 2
 
     # The same again, in a process that is killed with -9 as soon as a checkpoint is complete.
     work_dir = tmp_path / "interrupted"
     launcher = subprocess.Popen([sys.executable, "-c", TRAIN_IN_A_PROCESS, str(base), str(dataset), str(work_dir)])
     deadline = time.monotonic() + 200
-    while completed_steps(work_dir) == 0:
+    while completed_steps(work_dir, recipe) == 0:
         assert launcher.poll() is None, (work_dir / "train.log").read_text()[-2000:]
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -109,14 +109,14 @@ def test_a_killed_run_resumes_to_the_same_adapter(base: Path, dataset: Path, tmp
         time.sleep(0.1)
     assert training_processes(work_dir) == [], "training processes outlived their launcher"
 
-    done = completed_steps(work_dir)
+    done = completed_steps(work_dir, recipe)
     resumed = train(base, dataset, recipe, work_dir)
     assert resumed.resumed_from == done
     if done < 6:
         assert "Loading checkpoint from" in (work_dir / "train.log").read_text()
     assert [point.loss for point in resumed.curve] == [point.loss for point in whole.curve]
     assert resumed.validation_loss == whole.validation_loss
-    digests = [describe_directory(result.adapter_dir, "adapter").digest for result in (whole, resumed)]
+    digests = [describe_directory(result.output_dir, "adapter").digest for result in (whole, resumed)]
     assert digests[0] == digests[1]
 
     # A finished run called again trains nothing: its adapter is collected from the last checkpoint.
@@ -124,19 +124,19 @@ def test_a_killed_run_resumes_to_the_same_adapter(base: Path, dataset: Path, tmp
     again = train(base, dataset, recipe, work_dir)
     assert again.resumed_from == 6
     assert (work_dir / "train.log").read_bytes() == log
-    assert describe_directory(again.adapter_dir, "adapter").digest == digests[0]
+    assert describe_directory(again.output_dir, "adapter").digest == digests[0]
 
     # What PEFT loads scores the probes as training saw them; an adapter that is one factor off does not.
     assert whole.round_trip.difference < 1e-3
     assert [len(one["tokens"]) for one in whole.round_trip.probes] == [8, 8, 8, 8]
     assert whole.round_trip.probes == resumed.round_trip.probes
-    weights = again.adapter_dir / WEIGHTS
+    weights = again.output_dir / WEIGHTS
     tensors = {
         name: values * np.float32(1.5 if "lora_B" in name else 1) for name, values in read_float32(weights).items()
     }
     write_tensors(weights, tensors)
     with pytest.raises(IntegrityError, match="differs by"):
-        check_round_trip(base, again.adapter_dir, work_dir / PROBES_FILE, recipe)
+        check_round_trip(base, again.output_dir, work_dir / PROBES_FILE, recipe)
 
 
 def test_smollm2_is_unpacked_to_the_pinned_weights(tmp_path: Path) -> None:

@@ -31,10 +31,12 @@ READS = {
     "ledger": "",
     "lineage": "",
     "logs": "",
+    "preflight": "measures; starts processes of its own and ends them",
     "release status": "",
     "runs": "",
     "sites list": "",
     "status": "",
+    "train": "prints what a cluster would be asked",
     "verify": "",
     "why": "",
 }

@@ -11,7 +11,7 @@ from sluice.infra.errors import InputError
 from sluice.training.base_model import build_tiny_llama
 from sluice.training.examples import read_split
 from sluice.training.recipe import load_recipe
-from sluice.training.train import completed_steps, train
+from sluice.training.train import train
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +54,3 @@ def test_train_refuses_a_dataset_that_cannot_fill_one_step(base: Path, tmp_path:
     assert "1 usable examples; 4 are needed. 9 are longer than data.max_length = 320" in caught.value.message
     with pytest.raises(InputError, match=r"holds no train\.jsonl"):
         train(base, tmp_path / "absent", load_recipe("tiny"), tmp_path / "work")
-
-
-def test_only_complete_checkpoints_count(tmp_path: Path) -> None:
-    assert completed_steps(tmp_path) == 0
-    for step in (1, 3, 5):
-        (tmp_path / f"checkpoints/epoch_0_step_{step}").mkdir(parents=True)
-    (tmp_path / "checkpoints/epoch_0_step_5/.incomplete").touch()
-    (tmp_path / "checkpoints/LATEST").symlink_to("epoch_0_step_5")
-    assert completed_steps(tmp_path) == 4

@@ -1,4 +1,4 @@
-"""The figures of a run and its line: robust against slow steps, resumed attempts and roll-backs; told as people read."""
+"""The figures of a run and its line: robust against slow steps, resumed attempts and roll-backs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ def told(*lines: Line, max_steps: int = 100, devices: int = 2, price: float | No
 
 
 def test_a_line_says_all_that_people_want_to_know() -> None:
-    lines = [Event("started", "go", time=0), *(step(n, at=2.0 * n) for n in range(1, 11)), Validation(10, 1.5, 20.0)]
+    lines: list[Line] = [
+        Event("started", "go", time=0),
+        *(step(n, at=2.0 * n) for n in range(1, 11)),
+        Validation(10, 1.5, 20.0),
+    ]
     assert told(*lines) == (
         10,
         100,

@@ -30,27 +30,6 @@ def test_defaults_are_written_out_and_survive_a_round_trip() -> None:
     assert Recipe.model_validate(recipe.to_json()) == recipe
 
 
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        (("rank: 4", "rnak: 4"), ["lora.rnak (line 3)", "no such field"]),
-        (("rank: 4", "rank: 0"), ["lora.rank (line 3)", "not 0"]),
-        (("rank: 4", "rank: '4'"), ["lora.rank (line 3)", "integer", "not '4'"]),
-        (("max_steps: 3", "max_steps: 2.5"), ["schedule.max_steps (line 6)", "not 2.5"]),
-        (("[q_proj, v_proj]", "[q_proj, lm_head]"), ["lora.target_modules.1 (line 4)", "'lm_head'"]),
-        (("micro_batch_size: 2", "micro_batch_size: 3"), ["global_batch_size 4", "= 6"]),
-        (("  max_steps: 3\n", ""), ["schedule.max_steps (line 5)", "required"]),
-        (("name: small", "name: Small Model"), ["name (line 1)", "'Small Model'"]),
-    ],
-)
-def test_a_mistake_is_named_with_field_line_and_value(change: tuple[str, str], parts: list[str]) -> None:
-    with pytest.raises(InputError) as caught:
-        parse_recipe(GOOD.replace(*change), "mine.yaml")
-    assert "mine.yaml" in caught.value.message
-    for part in parts:
-        assert part in caught.value.message
-
-
 @pytest.mark.parametrize(("text", "part"), [("- a\n", "no recipe"), ("a: [1\n", "not YAML"), ("", "no recipe")])
 def test_files_that_hold_no_recipe(text: str, part: str) -> None:
     with pytest.raises(InputError, match=part):
@@ -70,7 +49,7 @@ def test_overrides_replace_values_and_are_checked() -> None:
     changed = recipe.with_overrides({"schedule.max_steps": 8, "seed": 3, "lora.target_modules": ["o_proj"]})
     assert (changed.schedule.max_steps, changed.seed, changed.lora.target_modules) == (8, 3, ("o_proj",))
     assert recipe.schedule.max_steps == 3
-    with pytest.raises(InputError, match=r"schedule.max_steps.*not -1"):
+    with pytest.raises(InputError, match=r"schedule.max_steps = -1"):
         recipe.with_overrides({"schedule.max_steps": -1})
 
 

@@ -22,6 +22,7 @@ from sluice.pipelines.cli import (
     runs,
     sites,
     stack,
+    train,
 )
 
 # gRPC's C core writes its own log lines over ours (Milvus answers idle connections' pings with a scolding).
@@ -50,6 +51,7 @@ audit.add_to(app)
 reproduce.add_to(app)
 keys.add_to(app)
 sites.add_to(app)
+train.add_to(app)
 # Applications bring verbs of their own (the demonstration does) without this package knowing them.
 for entry in entry_points(group="sluice.commands"):
     app.command(name=entry.name)(entry.load())
