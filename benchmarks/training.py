@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ import numpy as np
 from benchmarks.random_llama import build_random_llama, count_parameters
 from benchmarks.training_rows import mixed_sizes, write_chats
 from benchmarks.training_run import WARM_UP, Run, machine, train_and_time
+from sluice.provenance.canonical import Json
 from sluice.training.base_model import LlamaShape, unpack_smollm2
 from sluice.training.chat_template import ChatTemplate
 from sluice.training.examples import read_chats
@@ -66,6 +68,7 @@ class Bench:
 
     def __init__(self, folder: Path, steps: int) -> None:
         self.folder, self.steps, self._runs = folder, steps, 0
+        self.plain: dict[str, list[Run]] = {}
 
     def base(self, name: str) -> Path:
         folder = self.folder / name
@@ -162,6 +165,7 @@ def compare(bench: Bench, name: str, processes: int, rounds: int) -> dict[str, A
         expected = b["answers"].first_loss
         if not abs(a.first_loss - expected) <= 1e-3 * expected:
             raise SystemExit(f"{name}: first losses {a.first_loss} and {expected} differ, so the work is not the same.")
+    bench.plain[name] = ours
     against = {
         variant: spread([a.step_s / b[variant].step_s for a, b in zip(ours, bare, strict=True)])
         for variant in ("answers", "all")
@@ -195,42 +199,38 @@ def spread(ratios: list[float]) -> dict[str, float]:
 
 
 def checkpoints(bench: Bench, name: str) -> dict[str, Any]:
-    """Seconds that one checkpoint adds to training, when it is written beside the next steps and when they wait."""
-    base, dataset = bench.base(name), bench.folder / "equal"
-    recipe = parse_recipe(RECIPE, "benchmark")
-    steps, every = bench.steps + 2, 2
-    means = {}
-    for kind, overrides in (
-        ("none", {}),
-        ("asynchronous", {"checkpoints.every_steps": every}),
-        ("waiting", {"checkpoints.every_steps": every, "checkpoints.asynchronous": False}),
-    ):
-        run = bench.ours(base, dataset, recipe.with_overrides(overrides), steps)
-        means[kind] = statistics.mean(run.times)
-    return {"model": name, "processes": 2} | {
-        f"{kind}_s_each": round((means[kind] - means["none"]) * every, 3) for kind in ("asynchronous", "waiting")
-    }
+    """Seconds that one checkpoint adds to training, written beside the steps as is the default. The steps without one
+    are those of the comparison before."""
+    base, dataset, every = bench.base(name), bench.folder / "equal", 2
+    recipe = parse_recipe(RECIPE, "benchmark").with_overrides({"checkpoints.every_steps": every})
+    run = bench.ours(base, dataset, recipe, bench.steps)
+    without = statistics.mean(statistics.mean(one.times) for one in bench.plain[name])
+    return {"model": name, "processes": 2, "each_adds_s": round((statistics.mean(run.times) - without) * every, 3)}
 
 
-def packing(bench: Bench, name: str, steps: int) -> dict[str, Any]:
-    """Answer tokens a second over chats of mixed lengths: shuffled, rows of like length together, packed."""
+MIXES: dict[str, dict[str, Json]] = {
+    "shuffled": {"data.bucket_batches": 1, "schedule.global_batch_size": 16, "schedule.micro_batch_size": 8},
+    "bucketed": {"data.bucket_batches": 16, "schedule.global_batch_size": 16, "schedule.micro_batch_size": 8},
+    "packed": {"data.packing": True},
+}
+"""Rows of chats in any order; rows of like length together; several chats in a row."""
+
+
+def packing(bench: Bench, name: str, kinds: Sequence[str]) -> dict[str, Any]:
+    """Answer tokens a second over chats of mixed lengths, and the gain over shuffled rows."""
     base, dataset = bench.base(name), bench.folder / "mixed"
     write_chats(dataset, mixed_sizes(400, 400))
     recipe = parse_recipe(RECIPE, "benchmark").with_overrides({"data.max_length": 448})
     found: dict[str, dict[str, float]] = {}
-    for kind, overrides in (
-        ("shuffled", {"data.bucket_batches": 1, "schedule.global_batch_size": 16, "schedule.micro_batch_size": 8}),
-        ("bucketed", {"data.bucket_batches": 16, "schedule.global_batch_size": 16, "schedule.micro_batch_size": 8}),
-        ("packed", {"data.packing": True}),
-    ):
-        run = bench.ours(base, dataset, recipe.with_overrides(overrides), steps)
+    for kind in kinds:
+        run = bench.ours(base, dataset, recipe.with_overrides(MIXES[kind]), bench.steps)
         seconds = sum(run.times)
         found[kind] = {
             "label_tokens_per_s": round(run.label_tokens / seconds, 1),
             "tokens_per_s": round(run.tokens / seconds, 1),
         }
     plain = found["shuffled"]["label_tokens_per_s"]
-    gains = {kind: round(found[kind]["label_tokens_per_s"] / plain, 2) for kind in ("bucketed", "packed")}
+    gains = {kind: round(one["label_tokens_per_s"] / plain, 2) for kind, one in found.items() if kind != "shuffled"}
     return {"model": name, "processes": 2, "measured": found, "gain_over_shuffled": gains}
 
 
@@ -247,44 +247,40 @@ def table(result: dict[str, Any]) -> str:
             f"{row['ours_to_bare_all_scores']['median']:>12.3f}{start['ours']:>8.1f} /{start['bare']:>4.1f}"
         )
     if saved := result.get("checkpoints"):
-        lines.append(
-            f"a checkpoint adds {saved['asynchronous_s_each']} s beside training, "
-            f"{saved['waiting_s_each']} s when waited for"
-        )
-    gains = result["packing"]["gain_over_shuffled"]
-    lines.append(
-        f"answer tokens a second against shuffled rows: bucketed x{gains['bucketed']}, packed x{gains['packed']}"
-    )
+        lines.append(f"a checkpoint of {saved['model']} adds {saved['each_adds_s']} s")
+    gains = ", ".join(f"{kind} x{gain}" for kind, gain in result["packing"]["gain_over_shuffled"].items())
+    lines.append(f"answer tokens a second against shuffled rows: {gains}")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="two small models, one round, no checkpoints")
+    parser.add_argument("--quick", action="store_true", help="the smallest model, one round, no checkpoints")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=10, help="of each run, warm-up included")
+    parser.add_argument("--steps", type=int, default=8, help="of each run, warm-up included")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/training.json"))
     arguments = parser.parse_args()
     about = machine()
     begun = time.monotonic()
-    sizes = [("random-13M", 2), ("random-60M", 2), ("random-60M", 1), (SMOLLM2, 2)]
-    rounds = arguments.rounds
+    sizes = [("random-13M", 2, arguments.rounds), ("random-13M", 1, 1)]
+    sizes += [(name, 2, arguments.rounds) for name in ("random-60M", SMOLLM2)]
+    kinds = list(MIXES)
     if arguments.quick:
-        sizes, rounds = sizes[:1], 1
+        sizes, kinds = [("random-13M", 2, 1)], ["shuffled", "packed"]
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.steps)
         steps = []
-        for name, processes in sizes:
+        for name, processes, rounds in sizes:
             steps.append(compare(bench, name, processes, rounds))
             print(json.dumps(steps[-1]), flush=True)
         result: dict[str, Any] = {
             "machine": about,
             "parameters": {name: count_parameters(one, tied=True) for name, one in SHAPES.items()},
-            "rounds": rounds,
+            "rounds": 1 if arguments.quick else arguments.rounds,
             "steps_of_a_run": arguments.steps,
             "row_tokens": int(equal_rows(bench.folder / "equal", bench.base(sizes[0][0]))[0].shape[1]),
             "steps": steps,
-            "packing": packing(bench, "random-13M", arguments.steps + 6),
+            "packing": packing(bench, "random-13M", kinds),
         }
         if not arguments.quick:
             result["checkpoints"] = checkpoints(bench, SMOLLM2)
