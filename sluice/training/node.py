@@ -16,7 +16,10 @@ from pathlib import Path
 from sluice.infra.errors import InputError, SluiceError
 from sluice.training.checkpoint_mirror import CheckpointMirror
 from sluice.training.job import Job
+from sluice.training.node_types import dollars_per_hour
 from sluice.training.torchrun import Rendezvous, TorchrunLauncher
+
+NODE_TYPE = "SLUICE_TRAINING__NODE_TYPE"
 
 
 def rendezvous_of(environment: Mapping[str, str]) -> Rendezvous:
@@ -43,18 +46,17 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> str:
 
 def run(work_dir: Path) -> None:
     """Train this node's share of the job in `work_dir`. Raises what `TorchrunLauncher.run` raises."""
-    from sluice.training.train import mirrored
-
     job, where = Job.read(work_dir), rendezvous_of(os.environ)
     if where.nodes != job.recipe.parallelism.nodes:
         raise InputError(
             f"PET_NNODES = {where.nodes}, but the job's recipe says parallelism.nodes = {job.recipe.parallelism.nodes}."
         )
-    with tempfile.TemporaryDirectory() as local, mirrored(job, _mirror(job) if where.node == 0 else None):
+    mirror = _mirror(job) if where.node == 0 else None
+    with tempfile.TemporaryDirectory() as local:
         # The lock is local: shared file systems are often mounted without flock.
-        TorchrunLauncher(job, rendezvous=where, lock_dir=Path(local)).run(
-            lambda done, total, message: print(f"step {done:g} of {total:g}: {message}", flush=True)
-        )
+        TorchrunLauncher(
+            job, None, mirror, where, dollars_per_hour(os.environ.get(NODE_TYPE, ""), where.nodes), Path(local)
+        ).run(lambda done, total, message: print(f"step {done:g} of {total:g}: {message}", flush=True))
 
 
 def _mirror(job: Job) -> CheckpointMirror | None:
