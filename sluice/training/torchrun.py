@@ -55,9 +55,9 @@ class Rendezvous:
 
 @dataclass(frozen=True)
 class TorchrunLauncher:
-    """One node's processes of a job. `lock_dir` is on a local disk; times in seconds.
+    """One node's processes of a job. `mirror` gets copies of the checkpoints, `lock_dir` is on a local disk.
 
-    `mirror` gets copies of the checkpoints. `price_per_hour` (of all nodes, in dollars) makes cost visible and `budget.dollars` count.
+    `price_per_hour` (of all nodes, in dollars) makes cost visible and `budget.dollars` count. Times in seconds.
     """
 
     job: Job

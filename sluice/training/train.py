@@ -103,9 +103,9 @@ def train(
     """Fine-tune `base_dir` (Hugging Face folder) on `dataset_dir` (train.jsonl, validation.jsonl).
 
     `observer` is told every line of the journal, `mirror` holds copies of the checkpoints (and gives the newest back
-    when the work folder has none), `launch` makes the launcher: torchrun here, or a cluster's. Raises `InputError` for a dataset that cannot train this recipe, `StepFailed` with
-    the cause when training does not end well, `Interrupted` when SIGTERM came and the run is saved, `IntegrityError`
-    when what came out is not usable.
+    when the work folder has none), `launch` makes the launcher: torchrun here, or a cluster's. Raises `InputError` for
+    a dataset that cannot train this recipe, `StepFailed` with the cause when training does not end well, `Interrupted`
+    when SIGTERM came and the run is saved, `IntegrityError` when what came out is not usable.
     """
     started = time.monotonic()
     prepared = prepare(base_dir, dataset_dir, recipe, work_dir, recipe.schedule.max_steps, report)
