@@ -181,7 +181,8 @@ class Preflight:
             store=self._store,
             rank=place.rank,
             world_size=place.world,
-            timeout=timedelta(seconds=self._run_s),
+            # Longer than this process's own deadline, which knows more than the library's.
+            timeout=timedelta(seconds=2 * self._run_s),
             **options,
         )
         for size in LADDER[self._backend]:
