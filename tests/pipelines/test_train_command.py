@@ -104,7 +104,7 @@ def test_a_preflight_that_does_not_pass_ends_with_its_cause(recipe: str, monkeyp
     monkeypatch.setattr(preflight_launch, "run_preflight", lambda *_: report)
     ended = CliRunner().invoke(app, ["preflight"])
     assert isinstance(ended.exception, StepFailed)
-    assert "rank_missing" in ended.stdout
+    assert "rank_missing: all 8 processes of node 1" in ended.exception.message
     ended = CliRunner().invoke(app, ["preflight", "--json"])
     assert ended.exit_code == StepFailed.exit_code
     assert json.loads(ended.stdout)["findings"][0]["cause"] == "rank_missing"
