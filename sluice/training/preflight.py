@@ -85,7 +85,8 @@ class Place:
             if all(rank in ranks for rank in range(node * self.local_world, (node + 1) * self.local_world))
         ]
         rest = [rank for rank in ranks if rank // self.local_world not in whole]
-        words = [f"all {self.local_world} processes of node {node}" for node in whole]
+        many = f"all {self.local_world} processes of " if self.local_world > 1 else ""
+        words = [f"{many}node {node}" for node in whole]
         return ", ".join(words + [f"process {rank} (node {rank // self.local_world})" for rank in rest])
 
 
@@ -181,7 +182,8 @@ class Preflight:
             store=self._store,
             rank=place.rank,
             world_size=place.world,
-            timeout=timedelta(seconds=self._run_s),
+            # Longer than this process's own deadline, which knows more than the library's.
+            timeout=timedelta(seconds=2 * self._run_s),
             **options,
         )
         for size in LADDER[self._backend]:

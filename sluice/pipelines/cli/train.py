@@ -159,10 +159,11 @@ def _show(found: PreflightReport) -> None:
         ],
         empty="no all-reduce was run",
     )
-    if found.floor_source:
+    if found.rungs and found.floor_source:
         console.print(f"[dim]floor: {escape(found.floor_source)}[/]")
+    # What blocks is the command's error, after this.
     for finding in found.findings:
-        mark = "[red]✘[/]" if finding.blocking else "[yellow]![/]"
-        console.print(f"{mark} [bold]{finding.cause}[/] {escape(finding.sentence)}")
+        if not finding.blocking:
+            console.print(f"[yellow]![/] {finding.cause}: {escape(finding.sentence)}")
     if found.passed:
         console.print("[green]✔[/] The network is good enough to train.")
