@@ -59,7 +59,10 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
         raise InputError(f"The recipe pins data.digest = {chosen.data.digest}; this run trains on {dataset}.")
     arguments = step_arguments(chosen, dataset=dataset, base=base)
     key = running.key("train", **arguments)[0].digest
-    mirror = CheckpointMirror(running.workspace.objects, f"checkpoints/{hex_of(key)}")
+    # A reproduction computes everything itself.
+    mirror = (
+        CheckpointMirror(running.workspace.objects, f"checkpoints/{hex_of(key)}") if running.workspace.SHOWN else None
+    )
     kind = "model" if chosen.method == "full" else "adapter"
 
     def work(folder: Path) -> StepOutput:
@@ -105,7 +108,8 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
 
     record = running.step("train", **arguments, function=work)
     # What the run could have resumed from has served its purpose once its result is on record.
-    mirror.clear()
+    if mirror is not None:
+        mirror.clear()
     sign_release(running.workspace, record.output.artifacts[kind], record.statement)
     values = record.output.values
     running.say(f"{values['steps']} steps, loss {values['final_loss']:.3f}, {values['seconds']:.0f} s")

@@ -22,7 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sluice.training.cluster_shapes import SHAPES
+from sluice.training.node_types import NODE_TYPES
 from sluice.training.preflight_floors import MIB, floor_of
 from sluice.training.preflight_report import (
     Facts,
@@ -117,7 +117,7 @@ class Preflight:
             self._follow()
         gathered = [Facts(**json.loads(self._store.get(f"facts/{rank}"))) for rank in range(self._place.world)]
         floor = floor_of(self._node_type, self._place.nodes)
-        self._conclude(judge(gathered, self._rungs, SHAPES.get(self._node_type), floor), gathered)
+        self._conclude(judge(gathered, self._rungs, NODE_TYPES.get(self._node_type), floor), gathered)
 
     def _open_store(self) -> Any:
         from torch.distributed import PrefixStore, TCPStore

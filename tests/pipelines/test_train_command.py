@@ -59,7 +59,7 @@ def test_a_train_job_is_printed_with_the_options_given(recipe: str) -> None:
 def test_what_is_printed_is_what_the_launcher_creates(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from sluice.pipelines.cli import train
 
-    assert printed(recipe, "--print", "trainjob") == describe_train_job(train._job(recipe, "", "", None, {}))
+    assert printed(recipe, "--print", "trainjob") == describe_train_job(train._job(recipe, "", "", {}, {}))
 
 
 def test_all_forms_are_of_one_job(recipe: str) -> None:
@@ -85,11 +85,11 @@ def test_the_name_follows_from_the_inputs_alone(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "Without --print"),
+        ([], "--dataset is missing"),
         (["--print", "trainjob", "--dataset", "latest"], "--dataset 'latest' is no digest"),
         (["--print", "trainjob", "--image", "train:1"], "not pinned by digest"),
         (["--print", "slurm", "--node-type", "p3.2xlarge"], "'p3.2xlarge' is not known"),
-        (["--print", "trainjob", "--nodes", "3"], "not a multiple"),
+        (["--print", "trainjob", "--nodes", "3"], "must be a multiple"),
     ],
 )
 def test_bad_input_gets_its_sentence(recipe: str, arguments: list[str], words: str) -> None:

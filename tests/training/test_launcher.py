@@ -9,9 +9,10 @@ import pytest
 
 from sluice.infra.errors import InputError
 from sluice.infra.settings import ObjectStoreSettings, TrainingSettings
-from sluice.training.cluster_shapes import SHAPES, shape_of
+from sluice.training.cluster_shapes import shape_of
 from sluice.training.fabric import LEFT_UNSET, REASONS, fabric_environment
 from sluice.training.launcher import Secret, cluster_job, job_name
+from sluice.training.node_types import NODE_TYPES
 from tests.training.cluster import KEY, big_job, big_recipe, settings
 
 
@@ -72,14 +73,16 @@ def test_one_node_asks_for_no_network() -> None:
 
 
 def test_every_shape_leaves_a_node_something() -> None:
-    for shape in SHAPES.values():
+    for node in [node for node in NODE_TYPES.values() if node.accelerators]:
+        shape = shape_of(node.name)
         whole = shape.resources(shape.accelerators, network=True)
-        assert int(whole["requests"]["cpu"]) < shape.vcpus
-        assert int(whole["limits"]["memory"].removesuffix("Gi")) < shape.memory_gib
+        assert int(whole["requests"]["cpu"]) < node.vcpus
+        assert int(whole["limits"]["memory"].removesuffix("Gi")) < node.ram_gib
         # Extended resources and huge pages: Kubernetes wants request and limit equal.
         for name in ("nvidia.com/gpu", "vpc.amazonaws.com/efa", "hugepages-2Mi", "memory"):
             assert whole["requests"][name] == whole["limits"][name]
-    assert shape_of("p5.48xlarge").efa_devices == 32
+    whole = shape_of("p5.48xlarge").resources(8, network=True)
+    assert whole["limits"]["vpc.amazonaws.com/efa"] == "32"
 
 
 def test_the_notice_is_the_recipes() -> None:
@@ -89,4 +92,4 @@ def test_the_notice_is_the_recipes() -> None:
 
 def test_the_settings_have_no_image_of_their_own() -> None:
     assert TrainingSettings().image == ""
-    assert TrainingSettings().node_type in SHAPES
+    assert NODE_TYPES[TrainingSettings().node_type].accelerators

@@ -41,9 +41,9 @@ def job(tmp_path: Path) -> ClusterJob:
     return replace(big_job(), mount=PurePosixPath(tmp_path), work_dir=PurePosixPath(tmp_path / "work"))
 
 
-def launcher(job: ClusterJob, api: KubernetesApi, **times: float) -> TrainJobLauncher:
-    times = {"poll_s": 0.01, "patience_s": 5.0} | times
-    return TrainJobLauncher(job, ClusterApi(api.client(), job.namespace), **times)
+def launcher(job: ClusterJob, api: KubernetesApi, **options: Any) -> TrainJobLauncher:
+    options = {"poll_s": 0.01, "patience_s": 5.0} | options
+    return TrainJobLauncher(job, ClusterApi(api.client(), job.namespace), **options)
 
 
 def set_state(api: KubernetesApi, job: ClusterJob, *conditions: dict[str, str], suspend: bool = False) -> None:
