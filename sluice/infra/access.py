@@ -42,6 +42,7 @@ VERBS = {
     "down": Verb("operator", "installations", "delete"),
     "run": Verb("operator", "runs", "create"),
     "sweep": Verb("operator", "runs", "create"),
+    "train": Verb("operator", "runs", "create"),
     "cancel": Verb("operator", "runs", "delete"),
     "release abort": Verb("operator", "releases", "abort", emergency=True),
     "rollback": Verb("operator", "releases", "rollback", emergency=True),

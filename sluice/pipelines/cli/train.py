@@ -85,7 +85,7 @@ def _train_now(
                 hint=f"Give the digest of a {name} artifact; `sluice runs` shows what made one.",
             )
     settings = load_settings()
-    require(settings, "run", "train")
+    require(settings, "train", recipe)
     settings = settings.model_copy(update={"training": settings.training.model_copy(update=options)})
     with progress_line(as_json) as report:
         done = train_once(
