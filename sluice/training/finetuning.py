@@ -24,6 +24,7 @@ from sluice.training.answer_columns import keep_answer_columns
 from sluice.training.checkpoint_files import CheckpointFailed
 from sluice.training.checkpoint_state import TrainingState
 from sluice.training.checkpoint_store import CheckpointStore
+from sluice.training.dora import start_magnitudes
 from sluice.training.guards import Guards, Verdict
 from sluice.training.job import CHECKPOINTS, EXPORT, Job, Outcome
 from sluice.training.job_config import JobConfig
@@ -92,6 +93,9 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
 
     def load_checkpoint(self, restore_from: str | None = None) -> None:
         """Called by AutoModel's `setup` when everything is built: go on from the newest good checkpoint, if any."""
+        if self.job.recipe.method == "dora":
+            for part in self.model_parts:
+                start_magnitudes(part)
         self._state = TrainingState(self.model_parts, self.optimizer, self.lr_scheduler or [])
         self._resume()
 
