@@ -34,10 +34,12 @@ def train(
     from sluice.training.recipe import load_recipe
 
     with task("train") as running:
-        if load_recipe(recipe).with_overrides(parse_json(overrides, "overrides")).method == "full":
+        method = load_recipe(recipe).with_overrides(parse_json(overrides, "overrides")).method
+        if method in ("full", "dora"):
             raise InputError(
-                f"The recipe {recipe!r} trains a whole model (method: full); this pipeline releases adapters.",
-                hint="Train it with `sluice train`, or choose method lora or dora.",
+                f"The recipe {recipe!r} has method = {method!r}: what it leaves is served as a whole model, and this "
+                "pipeline releases adapters.",
+                hint="Train it with `sluice train`, or choose method lora.",
             )
         made, account = train_step(running, dataset=digest_of(dataset), base=base, recipe=recipe, overrides=overrides)
         publish(adapter, made, kind="adapter", base=base)
