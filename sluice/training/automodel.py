@@ -209,7 +209,7 @@ def _loss(recipe: Recipe) -> dict[str, Json]:
     held for a whole row (2 GB for 4,096 tokens of 128,256 in float32). It takes neither a cut vocabulary nor pipeline
     stages (chunked_ce.py:285, train_ft.py:193)."""
     parallelism = recipe.parallelism
-    if _on_accelerators(recipe) and parallelism.tp == parallelism.pp == 1:
+    if recipe.precision.fused_loss and _on_accelerators(recipe) and parallelism.tp == parallelism.pp == 1:
         return {"_target_": "nemo_automodel.components.loss.chunked_ce.ChunkedCrossEntropy"}
     return {"_target_": "nemo_automodel.components.loss.masked_ce.MaskedCrossEntropy"}
 

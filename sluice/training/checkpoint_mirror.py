@@ -244,7 +244,6 @@ class MirrorThread:
         self._uploaded: set[tuple[str, float | None]] = set()
         self._discarded: tuple[str, ...] = ()
         self._failures = 0
-        # A daemon: a hung object store must not keep the launcher from ending after `close` gave up on it.
         self._thread = threading.Thread(target=self._follow, name="checkpoint-mirror", daemon=True)
 
     def start(self) -> MirrorThread:
@@ -252,7 +251,10 @@ class MirrorThread:
         return self
 
     def close(self, limit_s: float) -> bool:
-        """Stop, after one more look at the store; whether its newest checkpoint is in the mirror within `limit_s`."""
+        """Stop, after one more look at the store; whether its newest checkpoint is in the mirror within `limit_s`.
+
+        A transfer that hangs keeps the interpreter from ending until its own time-outs; `os._exit` does not wait.
+        """
         self._closing.set()
         self._thread.join(limit_s)
         if self._thread.is_alive():

@@ -1,30 +1,19 @@
 """Reading DCP's files without running code that somebody put into them. Only training processes import this.
 
 DCP's index (`.metadata`) is a pickle, and so is whatever in a state is no tensor: `pickle.load` and
-`torch.load(weights_only=False)` (torch 2.13, filesystem.py and default_planner.py). Our checkpoints hold tensors only.
+`torch.load(weights_only=False)` (torch 2.13, filesystem.py and default_planner.py). Our checkpoints hold
+tensors only, so an index that lists anything else is refused as a whole.
 """
 
 from __future__ import annotations
 
-import io
 import pickle
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
-from torch.distributed.checkpoint.planner import ReadItem
-
-from sluice.infra.errors import IntegrityError
-
-
-class TensorsOnly(DefaultLoadPlanner):  # type: ignore[misc]
-    """DCP unpickles whatever is no tensor; our checkpoints hold none, so one that does is not ours."""
-
-    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        raise IntegrityError(f"{read_item.dest_index.fqn} in the checkpoint is no tensor.")
 
 
 class SafeReader(FileSystemReader):  # type: ignore[misc]

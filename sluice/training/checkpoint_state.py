@@ -3,8 +3,7 @@
 Tensors are written and read with torch.distributed.checkpoint (DCP), each process its own part, so that another number
 of processes reads them too. Keys: `model/<parameter>`, `optimizer/<parameter>/<state>`, `rng/<process>`; what is no
 tensor (the optimizer's groups, the schedulers) is in `state.json`. Nothing is unpickled that could run code: there are
-no objects among the tensors, DCP's index is read by an unpickler that knows its dataclasses alone, tensors by
-torch.load's weights_only.
+no objects among the tensors, DCP's index is read by `checkpoint_reading`, tensors by torch.load's weights_only.
 
 A parameter that several modules share is one key. Frozen parameters are the base model's and not written.
 """
@@ -28,23 +27,30 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sluice.infra.errors import InputError, IntegrityError, SluiceError
 from sluice.provenance.canonical import Json
 from sluice.training.checkpoint_files import Checkpoint, CheckpointFailed, write_failure
-from sluice.training.checkpoint_reading import SafeReader, TensorsOnly
+from sluice.training.checkpoint_reading import SafeReader
 from sluice.training.checkpoint_store import CheckpointStore
+from sluice.training.checkpoint_tensors import (
+    cause_of,
+    clean_name,
+    empty_like,
+    explained,
+    merged_groups,
+    plain,
+    shape_in_words,
+    written_bytes,
+)
 from sluice.training.random_state import random_state, restore_random_state
 
 PLAIN = "state.json"
 _MODEL, _OPTIMIZER, _RNG = "model/", "optimizer/", "rng/"
-# Wrappers that put their own name into a parameter's: activation checkpointing, torch.compile, DistributedDataParallel.
-_WRAPPERS = ("_checkpoint_wrapped_module.", "_orig_mod.")
 _T = TypeVar("_T")
 # A single process is a run like any other; DCP warns of it at each save, and filters of warnings are no thread's own.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
@@ -111,35 +117,34 @@ class TrainingState:
         """
         self.wait()
         details = json.loads(json.dumps(details))
-        failure, state, groups = None, {}, []
+        failure, state, groups, schedulers = None, {}, [], []
         try:
             state, groups = self._tensors(), self._groups()
+            schedulers = [plain(scheduler.state_dict(), "scheduler") for scheduler in self._schedulers]
             if asynchronous:
                 state = self._stager.stage(state)
         except Exception as error:  # noqa: BLE001 - the others must hear of whatever it is, or they wait for ever
             failure = f"Process {self._rank} cannot copy its state: {error}."
-        reports = self._gathered(_Report(groups, sum(map(_written_bytes, state.values())), failure))
+        reports = self._gathered(_Report(groups, sum(map(written_bytes, state.values())), failure))
         if failures := [report.failure for report in reports if report.failure]:
-            raise CheckpointFailed(f"The checkpoint of step {step} was not saved. {failures[0]}")
+            told = CheckpointFailed(f"The checkpoint of step {step} was not saved. {failures[0]}")
+            if self._rank == 0:
+                store.abandon(step, told)
+            raise told
         needed = math.ceil(sum(report.size for report in reports))
         folder = self._from_first(lambda: self._prepared(store, step, needed))
-        plain = json.dumps(
-            {
-                "groups": _merged([report.groups for report in reports]),
-                "schedulers": [_plain(scheduler.state_dict(), "scheduler") for scheduler in self._schedulers],
-            }
-        )
+        values = json.dumps({"groups": merged_groups([report.groups for report in reports]), "schedulers": schedulers})
 
         def write() -> None:
             try:
                 self._write(folder, state)
                 if self._rank == 0:
-                    (folder / PLAIN).write_text(plain)
+                    (folder / PLAIN).write_text(values)
                     for path in beside:
                         shutil.copyfile(path, folder / path.name)
                     store.publish(step, details=details, world_size=self._world_size)
             except (Exception, CheckpointException) as error:  # noqa: BLE001 - told to all at the next `wait`
-                self._failure = _explained(error, folder, needed)
+                self._failure = explained(error, folder, needed)
                 if self._rank == 0:
                     store.abandon(step, self._failure)
 
@@ -189,18 +194,21 @@ class TrainingState:
             dcp.load(
                 state,
                 storage_reader=SafeReader(checkpoint.folder),
-                planner=TensorsOnly(flatten_state_dict=False, flatten_sharded_tensors=False),
+                planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
                 process_group=self._group,
             )
-            plain = json.loads((checkpoint.folder / PLAIN).read_text())
+            values = json.loads((checkpoint.folder / PLAIN).read_text())
         except (CheckpointException, OSError, ValueError) as error:
-            failure = IntegrityError(f"The checkpoint {checkpoint.folder} cannot be loaded: {_cause(error)}.")
+            failure = IntegrityError(f"The checkpoint {checkpoint.folder} cannot be loaded: {cause_of(error)}.")
         self._raise_first(failure)
+        if len(values["schedulers"]) != len(self._schedulers):
+            saved_number = len(values["schedulers"])
+            raise InputError(f"The checkpoint has {saved_number} schedulers, this run {len(self._schedulers)}.")
         self._restore_optimizers(state)
-        for scheduler, saved in zip(self._schedulers, plain["schedulers"], strict=True):
+        for scheduler, saved in zip(self._schedulers, values["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
         # After the schedulers: some of them write a learning rate of their own when they are loaded.
-        self._restore_groups(plain["groups"])
+        self._restore_groups(values["groups"])
         restore_random_state(state[self._rng_key(checkpoint.world_size)], self._rank, checkpoint.world_size)
         return dict(checkpoint.details)
 
@@ -226,7 +234,7 @@ class TrainingState:
     def _parameters(self) -> dict[str, Tensor]:
         """Trainable parameters by name. `named_parameters` gives one that modules share once, under its first name."""
         return {
-            _clean(name): parameter
+            clean_name(name): parameter
             for part in self._parts
             for name, parameter in part.named_parameters()
             if parameter.requires_grad
@@ -235,7 +243,7 @@ class TrainingState:
     def _buffers(self) -> dict[str, Tensor]:
         """Buffers that a model's own state holds: training may change them (an expert balance, a running mean)."""
         return {
-            _clean(f"{prefix}.{name}" if prefix else name): buffer
+            clean_name(f"{prefix}.{name}" if prefix else name): buffer
             for part in self._parts
             for prefix, module in part.named_modules()
             for name, buffer in module.named_buffers(recurse=False)
@@ -264,7 +272,7 @@ class TrainingState:
         names = {parameter: name for name, parameter in self._parameters().items()}
         return [
             {
-                "values": {key: _plain(value, key) for key, value in group.items() if key != "params"},
+                "values": {key: plain(value, key) for key, value in group.items() if key != "params"},
                 "parameters": [names[parameter] for parameter in group["params"] if parameter in names],
             }
             for optimizer in self._optimizers
@@ -288,12 +296,10 @@ class TrainingState:
         parameters = self._parameters()
         state = {f"{_MODEL}{name}": value.detach() for name, value in {**self._buffers(), **parameters}.items()}
         for key, value in found.items():
-            if not isinstance(value, TensorStorageMetadata):
-                raise IntegrityError(f"{key} in the checkpoint is no tensor.")
-            if key.startswith(_OPTIMIZER):
+            if key.startswith(_OPTIMIZER) and isinstance(value, TensorStorageMetadata):
                 name = key.removeprefix(_OPTIMIZER).rpartition("/")[0]
                 if (parameter := parameters.get(name)) is not None:
-                    state[key] = _like(parameter, value)
+                    state[key] = empty_like(parameter, value)
         key = self._rng_key(saved_world_size)
         saved = found.get(key)
         if not isinstance(saved, TensorStorageMetadata):
@@ -307,13 +313,14 @@ class TrainingState:
     def _require_same(self, checkpoint: Checkpoint, metadata: Metadata) -> None:
         """Raise `InputError` on all processes unless their trainable tensors together are those of the checkpoint."""
         own = {
-            name: _shape(value.shape, value.dtype) for name, value in {**self._buffers(), **self._parameters()}.items()
+            name: shape_in_words(value.shape, value.dtype)
+            for name, value in {**self._buffers(), **self._parameters()}.items()
         }
         here: dict[str, str] = {}
         for part in self._gathered(own):
             here.update(part)
         there = {
-            key.removeprefix(_MODEL): _shape(value.size, value.properties.dtype)
+            key.removeprefix(_MODEL): shape_in_words(value.size, value.properties.dtype)
             for key, value in metadata.state_dict_metadata.items()
             if key.startswith(_MODEL) and isinstance(value, TensorStorageMetadata)
         }
@@ -385,73 +392,3 @@ class TrainingState:
         if answer[1] is not None:
             raise answer[1]
         return answer[0]  # type: ignore[no-any-return]
-
-
-def _clean(name: str) -> str:
-    for wrapper in _WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
-
-
-def _plain(value: Any, name: str) -> Json:
-    """`value` as JSON keeps it exactly. Raises `InputError` naming what it cannot keep."""
-    if isinstance(value, Tensor) and value.numel() == 1:
-        return value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(one, name) for one in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _plain(one, key) for key, one in value.items()}
-    raise InputError(f"{name} = {value!r} of an optimizer or schedule cannot be kept in a checkpoint as plain JSON.")
-
-
-def _merged(reports: Sequence[list[dict[str, Json]]]) -> list[dict[str, Json]]:
-    """Groups of all processes, each once: with pipeline stages each process has parameters of its own."""
-    found: list[dict[str, Json]] = []
-    for groups in reports:
-        found.extend(group for group in groups if group not in found)
-    return found
-
-
-def _written_bytes(tensor: Tensor) -> float:
-    """This process' part of a tensor that several write together, in bytes."""
-    if not isinstance(tensor, DTensor):
-        return float(tensor.nbytes) / (dist.get_world_size() if dist.is_initialized() else 1)
-    copies = math.prod(
-        tensor.device_mesh.size(dimension)
-        for dimension, placement in enumerate(tensor.placements)
-        if placement.is_replicate()
-    )
-    return float(tensor.to_local().nbytes / copies)
-
-
-def _like(parameter: Tensor, saved: TensorStorageMetadata) -> Tensor:
-    """A tensor to read an optimizer's state into: cut as the parameter where it has its shape, else whole."""
-    if saved.size == parameter.shape:
-        return torch.zeros_like(parameter, dtype=saved.properties.dtype, requires_grad=False)
-    return torch.empty(saved.size, dtype=saved.properties.dtype)
-
-
-def _shape(size: torch.Size, dtype: torch.dtype) -> str:
-    return f"{' x '.join(map(str, size)) or 'a number'} {str(dtype).removeprefix('torch.')}"
-
-
-def _explained(error: BaseException, folder: Path, needed: int) -> CheckpointFailed:
-    """The sentence for whatever a save failed of, on this process or another one."""
-    causes = [pair[0] for pair in error.failures.values()] if isinstance(error, CheckpointException) else [error]
-    free = shutil.disk_usage(folder.parent).free if folder.parent.is_dir() else 0
-    for cause in causes:
-        if isinstance(cause, CheckpointFailed):
-            return cause
-        # torch's writer hides what the system said behind an error of its own.
-        for one in (cause, cause.__cause__, cause.__context__):
-            if isinstance(one, OSError):
-                return write_failure(one, folder, needed, free)
-    return CheckpointFailed(
-        f"{str(folder)!r} cannot be written: {causes[0]}.", path=str(folder), needed=needed, free=free
-    )
-
-
-def _cause(error: BaseException) -> str:
-    return str(next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error)

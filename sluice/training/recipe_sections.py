@@ -141,6 +141,9 @@ class PrecisionSection(Section):
     reduce: Floating = Field("float32", description="gradients are summed over processes in this")
     fp8: bool = Field(False, description="float8 matrix products where the accelerator has them (H100 and newer)")
     compile: bool = Field(False, description="torch.compile for each layer: slower start, faster steps")
+    fused_loss: bool = Field(
+        True, description="scores and cross-entropy in one, 512 tokens at a time; accelerators without tp and pp only"
+    )
 
 
 class CheckpointSection(Section):

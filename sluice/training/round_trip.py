@@ -1,9 +1,9 @@
 """The round trip of what training made: loaded from its files it scores the probe prompts as the trained model did.
 
 Training writes the scores of its last step (`probes.json`) before it exports. Then a process of its own, `python -m
-sluice.training.round_trip BASE OUTPUT PROBES METHOD`, loads the output in float32 (an adapter with PEFT on its base, a
-whole model with transformers), and prints the largest difference. So a weight that was renamed, transposed, scaled or
-lost on its way into the file is found before anything is registered.
+sluice.training.round_trip BASE OUTPUT PROBES METHOD PRECISION`, loads the output in float32 (an adapter with PEFT on
+its base, a whole model with transformers), and prints the largest difference. So a weight that was renamed, transposed,
+scaled or lost on its way into the file is found before anything is registered.
 """
 
 from __future__ import annotations
@@ -82,7 +82,10 @@ def check_round_trip(base_dir: Path, output_dir: Path, probes: Path, recipe: Rec
         raise StepFailed(
             f"Training left no scores of the probe prompts ({probes}).", hint="Train again from the start."
         )
-    done = run_isolated("sluice.training.round_trip", [str(base_dir), str(output_dir), str(probes), recipe.method])
+    done = run_isolated(
+        "sluice.training.round_trip",
+        [str(base_dir), str(output_dir), str(probes), recipe.method, recipe.precision.compute],
+    )
     if done.returncode:
         raise StepFailed(f"The output {output_dir} cannot be loaded: {(done.stderr.strip() or 'no message')[-400:]}")
     result = json.loads(done.stdout.splitlines()[-1])
@@ -161,11 +164,9 @@ def largest_difference(
     return prompt, largest
 
 
-def load_base(base_dir: Path, method: str) -> Any:
-    """The base as the adapter was trained on it: in float32, for QLoRA in 4 bits on the accelerator.
-
-    The 4-bit settings are those that AutoModel takes by default (components/quantization/qlora.py).
-    """
+def load_base(base_dir: Path, method: str, compute: str = "float32") -> Any:
+    """The base as the adapter was trained on it: in float32, for QLoRA in 4 bits on the accelerator (the settings are
+    those of `automodel.py`). Raises `UnavailableError` where QLoRA finds no CUDA."""
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -180,7 +181,7 @@ def load_base(base_dir: Path, method: str) -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=getattr(torch, compute),
     )
     return AutoModelForCausalLM.from_pretrained(base_dir, quantization_config=quantised, device_map={"": 0})
 
@@ -195,7 +196,7 @@ def main(arguments: list[str]) -> None:
     if (output_dir / ADAPTER_CONFIG).is_file():
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(load_base(base_dir, arguments[3]), str(output_dir))
+        model = PeftModel.from_pretrained(load_base(base_dir, *arguments[3:]), str(output_dir))
     else:
         model = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32)
     device = next(model.parameters()).device

@@ -95,12 +95,12 @@ print(json.dumps({"count": count, "start": distance(untouched, at_start),
 recipe = load_recipe("tiny").with_overrides({"method": "dora"})
 collect_adapter(work / "dora" / "model", base, recipe, work / "adapter")
 collect_model(work / "full" / "model", base, work / "model")
-compare([str(base), str(work / "adapter"), str(work / "dora.json"), "dora"])
-compare([str(base), str(work / "model"), str(work / "full.json"), "full"])
+compare([str(base), str(work / "adapter"), str(work / "dora.json"), "dora", "float32"])
+compare([str(base), str(work / "model"), str(work / "full.json"), "full", "float32"])
 collect_model(work / "full" / "model", base, work / "off")
 weights = work / "off" / "model.safetensors"
 write_tensors(weights, {n: v * v.dtype.type(1.5 if "down_proj" in n else 1) for n, v in read_float32(weights).items()})
-compare([str(base), str(work / "off"), str(work / "full.json"), "full"])
+compare([str(base), str(work / "off"), str(work / "full.json"), "full", "float32"])
 """
 
 

@@ -262,6 +262,19 @@ BAD: dict[str, tuple[str, list[tuple[str, str]], list[str]]] = {
         [("data:", "precision: {fp8: true}\ndata:")],
         ["precision.fp8 (line 6) = True", "needs accelerators", "precision.compute (line 6) = 'float32'"],
     ),
+    "fp8 where every projection has a pair": (
+        CLUSTER,
+        [
+            ("[q_proj, v_proj]", "[q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]"),
+            ("data:", "precision: {fp8: true, compute: bfloat16}\ndata:"),
+        ],
+        ["precision.fp8 (line 6) = True", "gains nothing here", "all have one"],
+    ),
+    "fp8 rows": (
+        CLUSTER,
+        [("max_length: 64", "max_length: 70"), ("data:", "precision: {fp8: true, compute: bfloat16}\ndata:")],
+        ["data.max_length (line 8) = 70", "multiple of 16"],
+    ),
     "merge beside full": (
         GOOD,
         [("method: lora\nlora:\n  rank: 4\n  target_modules: [q_proj, v_proj]", "method: full\noutput: {merge: true}")],

@@ -17,6 +17,7 @@ from sluice.pipelines.cli import (
     history,
     keys,
     output,
+    recipe,
     releases,
     reproduce,
     runs,
@@ -53,6 +54,7 @@ audit.add_to(app)
 reproduce.add_to(app)
 keys.add_to(app)
 sites.add_to(app)
+recipe.add_to(app)
 train.add_to(app)
 # Applications bring verbs of their own (the demonstration does) without this package knowing them.
 for entry in entry_points(group="sluice.commands"):
