@@ -119,6 +119,8 @@ class TrainingProgress:
         found = {"attempts": str(max(1, self._figures.attempts)), "last event": events[-1].sentence}
         for event in events:
             self.interrupted = event.kind == "interrupted" or (self.interrupted and event.kind != "started")
+            if event.level == "info":
+                continue
             if event.kind == "guard":
                 found[f"guard.{event.details.get('guard', 'unnamed')}"] = event.sentence
             elif event.kind in ("slow_rank", "dead_rank", "hang"):
