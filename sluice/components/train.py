@@ -10,7 +10,7 @@ from kfp import dsl
 
 from sluice.components.task import Task, component, parse_json
 from sluice.infra.errors import InputError
-from sluice.provenance.canonical import Json
+from sluice.provenance.canonical import Json, hex_of
 from sluice.provenance.steps import StepOutput
 
 if TYPE_CHECKING:
@@ -28,10 +28,17 @@ def train(
     training: dsl.Output[dsl.Artifact],
 ) -> str:
     """Fine-tune by the recipe; goes on from its last checkpoint when it was interrupted. Returns the digest."""
-    from sluice.components.task import digest_of, publish, task
+    from sluice.components.task import digest_of, parse_json, publish, task
     from sluice.components.train import train_step
+    from sluice.infra.errors import InputError
+    from sluice.training.recipe import load_recipe
 
     with task("train") as running:
+        if load_recipe(recipe).with_overrides(parse_json(overrides, "overrides")).method == "full":
+            raise InputError(
+                f"The recipe {recipe!r} trains a whole model (method: full); this pipeline releases adapters.",
+                hint="Train it with `sluice train`, or choose method lora or dora.",
+            )
         made, account = train_step(running, dataset=digest_of(dataset), base=base, recipe=recipe, overrides=overrides)
         publish(adapter, made, kind="adapter", base=base)
         publish(training, account, kind="training")
@@ -39,58 +46,80 @@ def train(
 
 
 def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides: str) -> tuple[str, str]:
-    """Digests of the adapter, and of the account of its training (curve, losses, hardware)."""
+    """Digests of what came out (an adapter, or the model of method `full`) and of the account of its training."""
+    from sluice.components.training_place import training_place
+    from sluice.components.verification import sign_release
+    from sluice.training.checkpoint_mirror import CheckpointMirror
     from sluice.training.recipe import load_recipe
 
     chosen = load_recipe(recipe).with_overrides(parse_json(overrides, "overrides"))
-
     if chosen.base not in (None, base):
         raise InputError(f"The recipe pins base = {chosen.base}; this run trains {base}.")
     if chosen.data.digest not in (None, dataset):
         raise InputError(f"The recipe pins data.digest = {chosen.data.digest}; this run trains on {dataset}.")
+    arguments = step_arguments(chosen, dataset=dataset, base=base)
+    key = running.key("train", **arguments)[0].digest
+    # A reproduction computes everything itself.
+    mirror = (
+        CheckpointMirror(running.workspace.objects, f"checkpoints/{hex_of(key)}") if running.workspace.SHOWN else None
+    )
+    kind = "model" if chosen.method == "full" else "adapter"
 
     def work(folder: Path) -> StepOutput:
         from sluice.components.training_progress import REPORT, shown_training
-        from sluice.training.checkpoint_mirror import CheckpointMirror
         from sluice.training.train import train
 
-        artifacts = running.workspace.artifacts
-        mirror = CheckpointMirror(running.workspace.objects, f"checkpoints/{folder.name}")
-        with shown_training(running, recipe=chosen, dataset=dataset, base=base, folder=folder) as shown:
+        workspace = running.workspace
+        artifacts = workspace.artifacts
+        place = training_place(workspace, chosen, key, folder)
+        shown = shown_training(
+            running,
+            recipe=chosen,
+            dataset=dataset,
+            base=base,
+            folder=place.folder,
+            dollars_per_hour=place.dollars_per_hour,
+        )
+        with shown as observer:
             result = train(
-                running.workspace.folder(base),
-                running.workspace.folder(dataset),
+                workspace.folder(base),
+                workspace.folder(dataset),
                 chosen,
-                folder,
+                place.folder,
                 running.report,
-                observer=shown,
+                observer=observer,
                 mirror=mirror,
+                launch=place.launch,
             )
-            page = shown.page()
+            page = observer.page()
         metadata = {"base": base, "dataset": dataset, "recipe": chosen.digest, "seed": chosen.seed}
-        adapter = artifacts.put_directory(result.output_dir, "adapter", metadata)
-        account = account_of(result, chosen) | {"key": running.state.steps[-1]["digest"]}
+        made = {kind: artifacts.put_directory(result.output_dir, kind, metadata).digest}
+        if result.merged is not None:
+            merged = artifacts.put_directory(result.merged.model_dir, "model", metadata | {"adapter": made[kind]})
+            made["merged"] = merged.digest
+        account = account_of(result, chosen) | {"key": key}
         files = {"training.json": json.dumps(account, indent=2, sort_keys=True).encode(), REPORT: page}
-        log = folder / "train.log"
+        log = place.folder / "train.log"
         if log.is_file():
             files["train.log"] = log.read_bytes()
-        training = artifacts.put_files(files, "training", {"adapter": adapter.digest})
+        training = artifacts.put_files(files, "training", {kind: made[kind]})
         values = {name: account[name] for name in ("steps", "examples", "final_loss", "validation_loss", "seconds")}
-        return StepOutput({"adapter": adapter.digest, "training": training.digest}, values)
+        return StepOutput({**made, "training": training.digest}, values)
 
-    record = running.step("train", **step_arguments(chosen, dataset=dataset, base=base), function=work)
-    from sluice.components.verification import sign_release
-
-    sign_release(running.workspace, record.output.artifacts["adapter"], record.statement)
+    record = running.step("train", **arguments, function=work)
+    # What the run could have resumed from has served its purpose once its result is on record.
+    if mirror is not None:
+        mirror.clear()
+    sign_release(running.workspace, record.output.artifacts[kind], record.statement)
     values = record.output.values
     running.say(f"{values['steps']} steps, loss {values['final_loss']:.3f}, {values['seconds']:.0f} s")
-    return record.output.artifacts["adapter"], record.output.artifacts["training"]
+    return record.output.artifacts[kind], record.output.artifacts["training"]
 
 
 def step_arguments(recipe: "Recipe", *, dataset: str, base: str) -> dict[str, Any]:
     """What decides the key of the training step, and so its work folder."""
     return {
-        "rooms": ("training", "components.train", "components.training_progress"),
+        "rooms": ("training", "components.train", "components.training_place", "components.training_progress"),
         "parameters": {"recipe": recipe.to_json()},
         "inputs": {"dataset": dataset, "base": base},
     }

@@ -21,7 +21,7 @@ def automodel_config(recipe: Recipe, base_dir: Path, work_dir: Path) -> Json:
         "seed": recipe.seed,
         "step_scheduler": {
             "global_batch_size": schedule.global_batch_size,
-            "local_batch_size": _local_batch_size(recipe),
+            "local_batch_size": local_batch_size(recipe),
             "max_steps": schedule.max_steps,
             # Our loader is one long epoch: passes over the data are its business.
             "num_epochs": 1,
@@ -65,7 +65,7 @@ def automodel_config(recipe: Recipe, base_dir: Path, work_dir: Path) -> Json:
     return config | _method(recipe) | _float8(recipe)
 
 
-def _local_batch_size(recipe: Recipe) -> int:
+def local_batch_size(recipe: Recipe) -> int:
     """Rows of one call of the model. A pipeline takes a step's whole share at once and cuts it into micro-batches
     itself (recipes/llm/train_ft.py:672: pp_batch_size is the local batch, pp_microbatch_size in `pipeline`)."""
     if recipe.parallelism.pp > 1:

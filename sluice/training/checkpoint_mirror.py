@@ -14,8 +14,9 @@ import random
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,8 @@ from sluice.training.checkpoint_files import (
     step_of,
 )
 from sluice.training.checkpoint_store import CheckpointStore, lowest_loss, steps_to_keep
-from sluice.training.journal import Event
+from sluice.training.job import CHECKPOINTS, Job
+from sluice.training.journal import Event, Journal
 from sluice.training.recipe_sections import CheckpointSection
 
 TRANSFERS = 4
@@ -62,6 +64,10 @@ class CheckpointMirror:
     def __init__(self, objects: ObjectStore, prefix: str) -> None:
         self._objects = objects
         self._prefix = prefix.rstrip("/")
+
+    @property
+    def prefix(self) -> str:
+        return self._prefix
 
     def upload(self, checkpoint: Checkpoint) -> int:
         """Copy a published checkpoint; bytes that were sent, 0 where the copy was whole already.
@@ -167,6 +173,12 @@ class CheckpointMirror:
             if 0 <= step <= newest and name not in used.get(step, set()):
                 self._objects.delete(info.key)
 
+    def clear(self) -> None:
+        """Remove everything: the run has ended and its result is stored."""
+        stored = sorted(self._objects.list(f"{self._prefix}/"), key=lambda info: not info.key.endswith(f"/{MARKER}"))
+        for info in stored:
+            self._objects.delete(info.key)
+
     def discard(self, digests: tuple[str, ...]) -> None:
         """Remove the copies of checkpoints that a roll-back took back, by their manifests' digests."""
         for copy in self.copies():
@@ -219,6 +231,23 @@ class CheckpointMirror:
 
     def _key(self, step: int, name: str) -> str:
         return f"{self._prefix}/{folder_name(step)}/{name}"
+
+
+@contextmanager
+def mirrored(job: Job, mirror: CheckpointMirror | None) -> Iterator[None]:
+    """Copy checkpoints beside training; first bring back what is newer there than here. None: do neither."""
+    if mirror is None or not job.recipe.checkpoints.upload:
+        yield
+        return
+    tell = Journal(job.work_dir).write
+    store = CheckpointStore(job.work_dir / CHECKPOINTS, job.recipe.checkpoints, tell)
+    if (fetched := mirror.restore(store)) is not None:
+        Journal(job.work_dir).restore(fetched.folder)
+    thread = MirrorThread(store, mirror, tell).start()
+    try:
+        yield
+    finally:
+        thread.close(job.recipe.budget.notice_s)
 
 
 class MirrorThread:

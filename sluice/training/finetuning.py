@@ -8,36 +8,30 @@ step, answers to fixed prompts, and the export. AutoModel counts steps from 0, e
 from __future__ import annotations
 
 import logging
-import math
 import platform
 import resource
 import shutil
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from nemo_automodel.recipes._typed_config import RecipeConfig
 from nemo_automodel.recipes.llm import train_ft
 
 from sluice.training.answer_columns import keep_answer_columns
-from sluice.training.batches import plan_batches
 from sluice.training.checkpoint_files import CheckpointFailed
 from sluice.training.checkpoint_state import TrainingState
 from sluice.training.checkpoint_store import CheckpointStore
 from sluice.training.guards import Guards, Verdict
 from sluice.training.job import CHECKPOINTS, EXPORT, Job, Outcome
+from sluice.training.job_config import JobConfig
 from sluice.training.journal import Event, Journal, Sample, StepMetrics, Validation
 from sluice.training.rank_probe import judge
 from sluice.training.rank_probe import probe as speed_probe
-from sluice.training.recipe import Recipe
 from sluice.training.roll_backs import RollBacks
 from sluice.training.round_trip import PROBES_FILE, probe, write_probes
-from sluice.training.rows import AnswerRows, Collation, StepLoader, ValidationLoader
 from sluice.training.samples import answer, read_prompts
 from sluice.training.watch import Watch
 
@@ -62,55 +56,6 @@ class Stop(Exception):
     def __init__(self, verdict: Verdict, step: int, *, finishes: bool = False) -> None:
         super().__init__(verdict.sentence)
         self.step, self.finishes = step, finishes
-
-
-@dataclass(frozen=True)
-class LoaderConfig:
-    """Stands where AutoModel's recipe expects the configuration of a data loader, and builds ours."""
-
-    job: Job
-    training: bool
-    packing: None = None
-    emits_thd = False
-    dataset_builds_on_all_ranks = True
-
-    @property
-    def seed(self) -> int:
-        return self.job.recipe.seed
-
-    def build(
-        self, *, tokenizer: Any, dp_rank: int, dp_world_size: int, packing_contract: Any, **unused: Any
-    ) -> StepLoader | ValidationLoader:
-        """Called by AutoModel on every process, when the model stands and its kind of packing is known."""
-        recipe, path = self.job.recipe, self.job.train_file if self.training else self.job.validation_file
-        assert path is not None
-        rows = AnswerRows.read(path, self.job.base_dir, tokenizer)
-        packing = packing_contract if recipe.data.packing and self.training else None
-        collate = Collation(rows, tokenizer.pad_token_id or 0, packing, _columns(recipe))
-        if not self.training:
-            return ValidationLoader(
-                rows.lengths, collate, recipe.schedule.micro_batch_size, dp_rank=dp_rank, dp_size=dp_world_size
-            )
-        plan = plan_batches(rows.lengths, recipe.data, recipe.schedule, recipe.seed)
-        return StepLoader(plan, collate, recipe.schedule, dp_rank=dp_rank, dp_size=dp_world_size)
-
-
-class JobConfig(RecipeConfig):  # type: ignore[misc]
-    """AutoModel's configuration with our rows in place of its data loaders."""
-
-    def __init__(self, raw: Any, job: Job) -> None:
-        super().__init__(raw)
-        self.job = job
-
-    @cached_property
-    def dataloader(self) -> LoaderConfig:
-        return LoaderConfig(self.job, training=True)
-
-    @cached_property
-    def validation_dataloaders(self) -> dict[str, LoaderConfig]:
-        if self.job.validation_file is None:
-            return {}
-        return {"default": LoaderConfig(self.job, training=False)}
 
 
 class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: ignore[misc]
@@ -439,14 +384,6 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         found = [ask() if self.dist_env.is_main else None]
         dist.broadcast_object_list(found, src=0)
         return found[0]
-
-
-def _columns(recipe: Recipe) -> int:
-    """What the length of a row has to be a multiple of."""
-    needs = [2 * recipe.parallelism.cp if recipe.parallelism.cp > 1 else 1, recipe.parallelism.tp]
-    # float8 products want multiples of 16; a compiled model is compiled anew for each length it meets.
-    needs += [16 if recipe.precision.fp8 else 1, 64 if recipe.precision.compile else 1]
-    return math.lcm(*needs)
 
 
 def _memory_gib() -> float:

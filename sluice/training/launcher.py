@@ -38,8 +38,9 @@ _NAME = re.compile(r"^[a-z]([a-z0-9-]{0,50}[a-z0-9])?$")
 class Launcher(Protocol):
     """Runs a training somewhere."""
 
-    def run(self, report: Report = no_report) -> None:
-        """Train until the end. Raises `StepFailed` with the cause; cancelled, it leaves nothing running."""
+    def run(self, report: Report = no_report) -> object:
+        """Train until the end; the job's `Outcome` says how. Raises `StepFailed` with the cause; cancelled, it leaves
+        nothing running."""
 
     def describe(self) -> str:
         """What would be started, as text that people can read and start by hand."""

@@ -2,7 +2,8 @@
 
 The launcher of this node's processes, with the rendezvous that the cluster's trainer hands over in PET_* variables (or
 Slurm's own). It ends with exit code 0 when training finished, 75 when it was saved after SIGTERM (spot, eviction) and
-should be started again, and the code of the error otherwise. Node 0 copies checkpoints to the object store beside it.
+should be started again, and the code of the error otherwise. Over several nodes the network is checked first. Node 0
+copies checkpoints to the object store beside training.
 """
 
 from __future__ import annotations
@@ -16,7 +17,13 @@ from pathlib import Path
 from sluice.infra.errors import InputError, SluiceError
 from sluice.training.checkpoint_mirror import CheckpointMirror
 from sluice.training.job import Job
+from sluice.training.node_types import dollars_per_hour
+from sluice.training.preflight_launch import PreflightPlan, require_passed, run_preflight
 from sluice.training.torchrun import Rendezvous, TorchrunLauncher
+
+NODE_TYPE = "SLUICE_TRAINING__NODE_TYPE"
+JOIN_S = 600.0
+"""How long the preflight waits for the slowest node: its image may be pulled."""
 
 
 def rendezvous_of(environment: Mapping[str, str]) -> Rendezvous:
@@ -43,16 +50,25 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> str:
 
 def run(work_dir: Path) -> None:
     """Train this node's share of the job in `work_dir`. Raises what `TorchrunLauncher.run` raises."""
-    from sluice.training.train import mirrored
-
     job, where = Job.read(work_dir), rendezvous_of(os.environ)
     if where.nodes != job.recipe.parallelism.nodes:
         raise InputError(
             f"PET_NNODES = {where.nodes}, but the job's recipe says parallelism.nodes = {job.recipe.parallelism.nodes}."
         )
-    with tempfile.TemporaryDirectory() as local, mirrored(job, _mirror(job) if where.node == 0 else None):
+    node_type = os.environ.get(NODE_TYPE, "")
+    if where.endpoint is not None:
+        # A fabric that fell back to sockets would cost hours; finding that out costs a minute.
+        address, _, port = where.endpoint.rpartition(":")
+        processes = job.recipe.parallelism.processes
+        require_passed(
+            run_preflight(
+                PreflightPlan(node_type, "nccl", processes, where.nodes, where.node, address, int(port) + 1, JOIN_S)
+            )
+        )
+    mirror = _mirror(job) if where.node == 0 else None
+    with tempfile.TemporaryDirectory() as local:
         # The lock is local: shared file systems are often mounted without flock.
-        TorchrunLauncher(job, rendezvous=where, lock_dir=Path(local)).run(
+        TorchrunLauncher(job, None, mirror, where, dollars_per_hour(node_type, where.nodes), Path(local)).run(
             lambda done, total, message: print(f"step {done:g} of {total:g}: {message}", flush=True)
         )
 

@@ -148,3 +148,10 @@ def find_node_type(name_or_path: str) -> NodeType:
         return NodeType.model_validate(values)
     except ValidationError as error:
         raise describe(error, read.problems, values, read.lines, NodeType, name_or_path) from error
+
+
+def dollars_per_hour(name: str, nodes: int) -> float | None:
+    """What so many nodes of a known type cost an hour; None where nobody knows."""
+    known = NODE_TYPES.get(name)
+    price = known.dollars_per_hour if known else None
+    return price * nodes if price is not None else None

@@ -22,7 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sluice.training.cluster_shapes import SHAPES
+from sluice.training.node_types import NODE_TYPES
 from sluice.training.preflight_floors import MIB, floor_of
 from sluice.training.preflight_report import (
     Facts,
@@ -85,7 +85,8 @@ class Place:
             if all(rank in ranks for rank in range(node * self.local_world, (node + 1) * self.local_world))
         ]
         rest = [rank for rank in ranks if rank // self.local_world not in whole]
-        words = [f"all {self.local_world} processes of node {node}" for node in whole]
+        many = f"all {self.local_world} processes of " if self.local_world > 1 else ""
+        words = [f"{many}node {node}" for node in whole]
         return ", ".join(words + [f"process {rank} (node {rank // self.local_world})" for rank in rest])
 
 
@@ -116,7 +117,7 @@ class Preflight:
             self._follow()
         gathered = [Facts(**json.loads(self._store.get(f"facts/{rank}"))) for rank in range(self._place.world)]
         floor = floor_of(self._node_type, self._place.nodes)
-        self._conclude(judge(gathered, self._rungs, SHAPES.get(self._node_type), floor), gathered)
+        self._conclude(judge(gathered, self._rungs, NODE_TYPES.get(self._node_type), floor), gathered)
 
     def _open_store(self) -> Any:
         from torch.distributed import PrefixStore, TCPStore
@@ -181,7 +182,8 @@ class Preflight:
             store=self._store,
             rank=place.rank,
             world_size=place.world,
-            timeout=timedelta(seconds=self._run_s),
+            # Longer than this process's own deadline, which knows more than the library's.
+            timeout=timedelta(seconds=2 * self._run_s),
             **options,
         )
         for size in LADDER[self._backend]:

@@ -47,7 +47,7 @@ def _nvlink(name: str, one_way: float) -> Floor:
 _SAME_NETWORK = "as p5.48xlarge: also 3200 Gb/s of EFA a node (AWS's list of accelerated instances), none measured"
 _LIKE_P5 = Floor(_P5.bandwidth, _SAME_NETWORK)
 _LOOPBACK = Floor(
-    {MIB: 0.01, 16 * MIB: 0.01}, "generous: any processor's loop-back does fifty times as much; catches a hang only"
+    {MIB: 0.01, 16 * MIB: 0.01}, "generous: a busy laptop's loop-back does ten times as much; only a hang is below"
 )
 
 FLOORS: Mapping[str, Floors] = {

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sluice.training.cluster_shapes import NodeShape
+from sluice.training.node_types import NodeType
 from sluice.training.preflight_floors import Floor
 
 CAUSES = {
@@ -163,7 +163,7 @@ def report_from_json(text: str) -> PreflightReport:
 
 
 def judge(
-    facts: Sequence[Facts], rungs: Sequence[Rung], shape: NodeShape | None, floor: Floor | None
+    facts: Sequence[Facts], rungs: Sequence[Rung], shape: NodeType | None, floor: Floor | None
 ) -> tuple[Finding, ...]:
     """All that is wrong, the most telling first. `shape` and `floor` are None where nothing is known to compare."""
     across = len({one.node for one in facts}) > 1
@@ -224,7 +224,7 @@ def _provider(facts: Sequence[Facts]) -> list[Finding]:
     return [Finding("no_efa_provider", sentence)]
 
 
-def _devices(facts: Sequence[Facts], shape: NodeShape, across: bool) -> list[Finding]:
+def _devices(facts: Sequence[Facts], shape: NodeType, across: bool) -> list[Finding]:
     found = []
     for host, one in {one.host: one for one in facts}.items():
         local = sum(other.host == host for other in facts)

@@ -23,6 +23,7 @@ from types import FrameType
 
 from sluice.infra.errors import ConflictError, Interrupted, StepFailed
 from sluice.infra.progress import Report, no_report
+from sluice.training.checkpoint_mirror import CheckpointMirror, mirrored
 from sluice.training.failures import DeadRanks, find_cause
 from sluice.training.flight import finding, flight_environment
 from sluice.training.job import LOG, Job, Outcome
@@ -54,13 +55,14 @@ class Rendezvous:
 
 @dataclass(frozen=True)
 class TorchrunLauncher:
-    """One node's processes of a job. `lock_dir` is on a local disk; times in seconds.
+    """One node's processes of a job. `mirror` gets copies of the checkpoints, `lock_dir` is on a local disk.
 
-    `price_per_hour` (of all nodes, in dollars) makes cost visible and `budget.dollars` count.
+    `price_per_hour` (of all nodes, in dollars) makes cost visible and `budget.dollars` count. Times in seconds.
     """
 
     job: Job
     observer: Observer | None = None
+    mirror: CheckpointMirror | None = None
     rendezvous: Rendezvous = field(default_factory=Rendezvous)
     price_per_hour: float | None = None
     lock_dir: Path | None = None
@@ -89,6 +91,7 @@ class TorchrunLauncher:
         with (
             _exclusive(lock_dir / "launcher.lock", self.patience_s) as lock,
             _notices() as notice,
+            mirrored(self.job, self.mirror),
             self.log.open("ab") as log,
         ):
             attempt_start = log.tell()

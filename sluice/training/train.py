@@ -12,9 +12,8 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sluice.infra.errors import InputError, StepFailed
@@ -22,7 +21,7 @@ from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import Json, digest_file, digest_json
 from sluice.training.adapter import collect_adapter
 from sluice.training.automodel import automodel_config
-from sluice.training.checkpoint_mirror import CheckpointMirror, MirrorThread
+from sluice.training.checkpoint_mirror import CheckpointMirror
 from sluice.training.checkpoint_store import CheckpointStore
 from sluice.training.examples import Split, read_split
 from sluice.training.full_model import collect_model
@@ -37,12 +36,20 @@ from sluice.training.job import (
     replace_text,
 )
 from sluice.training.journal import LINES, Event, Journal, Observer, Sample, StepMetrics, Validation
+from sluice.training.launcher import Launcher
 from sluice.training.merge import Merged, merge_adapter
 from sluice.training.recipe import Recipe
 from sluice.training.round_trip import PROBES_FILE, RoundTrip, check_round_trip
 from sluice.training.torchrun import TorchrunLauncher
 
 OUTPUT, MERGED = "output", "merged"
+Launch = Callable[[Job, Observer | None, CheckpointMirror | None], Launcher]
+"""Makes the launcher of a prepared job."""
+
+
+def start_here(job: Job, observer: Observer | None, mirror: CheckpointMirror | None) -> Launcher:
+    """The launcher of this machine."""
+    return TorchrunLauncher(job, observer, mirror)
 
 
 @dataclass(frozen=True)
@@ -91,19 +98,21 @@ def train(
     *,
     observer: Observer | None = None,
     mirror: CheckpointMirror | None = None,
+    launch: Launch = start_here,
 ) -> TrainingResult:
     """Fine-tune `base_dir` (Hugging Face folder) on `dataset_dir` (train.jsonl, validation.jsonl).
 
     `observer` is told every line of the journal, `mirror` holds copies of the checkpoints (and gives the newest back
-    when the work folder has none). Raises `InputError` for a dataset that cannot train this recipe, `StepFailed` with
-    the cause when training does not end well, `Interrupted` when SIGTERM came and the run is saved, `IntegrityError`
-    when what came out is not usable.
+    when the work folder has none), `launch` makes the launcher: torchrun here, or a cluster's. Raises `InputError` for
+    a dataset that cannot train this recipe, `StepFailed` with the cause when training does not end well, `Interrupted`
+    when SIGTERM came and the run is saved, `IntegrityError` when what came out is not usable.
     """
     started = time.monotonic()
     prepared = prepare(base_dir, dataset_dir, recipe, work_dir, recipe.schedule.max_steps, report)
-    job, journal = prepared.job, Journal(work_dir)
+    job, journal = replace(prepared.job, mirror=mirror.prefix if mirror else None), Journal(work_dir)
+    job.write()
     resumed_from = completed_steps(work_dir, recipe)
-    outcome = _finished(work_dir) or _launch(job, report, observer, mirror)
+    outcome = _finished(work_dir) or _run(launch(job, observer, mirror), job, report)
     curve = tuple(journal.steps())
     if not curve or not math.isfinite(curve[-1].loss):
         found = curve[-1].loss if curve else "not recorded"
@@ -152,6 +161,7 @@ def train_until(
     report: Report = no_report,
     *,
     observer: Observer | None = None,
+    launch: Launch = start_here,
 ) -> Pause:
     """Train to `step` (before the schedule's last one), validate, save and pause. Calling again does no step twice.
 
@@ -162,7 +172,7 @@ def train_until(
     prepared = prepare(base_dir, dataset_dir, recipe, work_dir, step, report)
     validations = {line.step: line.loss for line in Journal(work_dir).read(Validation)}
     if completed_steps(work_dir, recipe) < step or step not in validations:
-        _launch(prepared.job, report, observer, None)
+        _run(launch(prepared.job, observer, None), prepared.job, report)
         validations = {line.step: line.loss for line in Journal(work_dir).read(Validation)}
     return Pause(step, validations.get(step))
 
@@ -208,26 +218,12 @@ def _finished(work_dir: Path) -> Outcome | None:
     return outcome if outcome and outcome.kind == "finished" and (work_dir / EXPORT).is_dir() else None
 
 
-def _launch(job: Job, report: Report, observer: Observer | None, mirror: CheckpointMirror | None) -> Outcome:
-    with mirrored(job, mirror):
-        return TorchrunLauncher(job, observer).run(report)
-
-
-@contextmanager
-def mirrored(job: Job, mirror: CheckpointMirror | None) -> Iterator[None]:
-    """Copy checkpoints beside training; first bring back what is newer there than here. None: do neither."""
-    if mirror is None or not job.recipe.checkpoints.upload:
-        yield
-        return
-    tell = Journal(job.work_dir).write
-    store = CheckpointStore(job.work_dir / CHECKPOINTS, job.recipe.checkpoints, tell)
-    if (fetched := mirror.restore(store)) is not None:
-        Journal(job.work_dir).restore(fetched.folder)
-    thread = MirrorThread(store, mirror, tell).start()
-    try:
-        yield
-    finally:
-        thread.close(job.recipe.budget.notice_s)
+def _run(launcher: Launcher, job: Job, report: Report) -> Outcome:
+    launcher.run(report)
+    outcome = Outcome.read(job.work_dir)
+    if outcome is None:
+        raise StepFailed(f"Training ended, but says nothing of how: {job.work_dir / OUTCOME_FILE} is missing.")
+    return outcome
 
 
 def _usable_split(

@@ -18,7 +18,7 @@ from sluice.provenance.canonical import digest_json
 from sluice.training.cluster_api import RUNTIMES, TRAIN_JOBS, WORKLOADS, ClusterApi
 from sluice.training.cluster_status import FailedPod, ended, failed_pod, hopeless, waiting
 from sluice.training.failures import find_cause
-from sluice.training.journal import JournalReader, StepMetrics
+from sluice.training.journal import JournalReader, Observer, StepMetrics
 from sluice.training.launcher import ClusterJob, sigterm_as_exit
 from sluice.training.train_job import runtime_body, train_job_body
 
@@ -36,6 +36,7 @@ class TrainJobLauncher:
     poll_s: float = 5.0
     patience_s: float = 600.0
     stuck_s: float = 600.0
+    observer: Observer | None = None
     _failed: FailedPod | None = field(default=None, init=False)
 
     def describe(self) -> str:
@@ -105,7 +106,10 @@ class TrainJobLauncher:
                     report(self.job.max_steps, self.job.max_steps, "the cluster has finished training")
                     return None
                 return self._failure(over.message)
-            for line in journal.new():
+            lines = journal.new()
+            if lines and self.observer is not None:
+                self.observer.see(lines)
+            for line in lines:
                 if isinstance(line, StepMetrics):
                     step, words = line.step, f"loss {line.loss:.3f}, {line.tokens_per_second:.0f} tokens/s"
             why = waiting(found, pods, self._workload(found))

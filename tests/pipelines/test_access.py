@@ -39,7 +39,6 @@ READS = {
     "runs": "",
     "sites list": "",
     "status": "",
-    "train": "prints what a cluster would be asked",
     "verify": "",
     "why": "",
 }
@@ -61,6 +60,7 @@ ASKS = {
     "sites trust": ["other", "other.pub"],
     "sweep": ["tiny", "-s", "lora.rank=2,4"],
     "sync": ["--from", "a", "--to", "b"],
+    "train": ["tiny", "--dataset", f"sha256:{'0' * 64}", "--base", f"sha256:{'1' * 64}"],
     "up": [],
 }
 """With what it is called. A new command belongs in one of the two; in doubt, here, and calls `require` first."""

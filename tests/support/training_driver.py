@@ -9,7 +9,7 @@ from pathlib import Path
 from sluice.infra.errors import SluiceError
 from sluice.training.checkpoint_mirror import CheckpointMirror
 from sluice.training.recipe import Recipe
-from sluice.training.train import mirrored, prepare
+from sluice.training.train import prepare
 from tests.support.directory_store import DirectoryStore
 from tests.support.warm_ranks import WarmLauncher
 
@@ -20,10 +20,9 @@ def main(text: str) -> int:
     paths = [Path(wanted[name]) for name in ("base", "dataset", "work")]
     prepared = prepare(paths[0], paths[1], recipe, paths[2], recipe.schedule.max_steps)
     mirror = CheckpointMirror(DirectoryStore(Path(wanted["mirror"])), "checkpoints/run") if wanted["mirror"] else None
-    launcher = WarmLauncher(prepared.job, address=Path(wanted["address"]), poll_s=0.02)
+    launcher = WarmLauncher(prepared.job, mirror=mirror, address=Path(wanted["address"]), poll_s=0.02)
     try:
-        with mirrored(prepared.job, mirror):
-            launcher.run()
+        launcher.run()
     except SluiceError as error:
         print(error, file=sys.stderr, flush=True)
         return error.exit_code

@@ -1,4 +1,4 @@
-"""train, preflight: a recipe on a cluster's schedulers, and the network between the processes that train."""
+"""train, preflight: a recipe here or on a cluster's schedulers, and the network between the processes that train."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from sluice.infra.errors import InputError
 from sluice.pipelines.cli.output import JsonFlag, console, progress_line, show_json, show_table
+from sluice.provenance.canonical import Json, require_digest
 
 if TYPE_CHECKING:
     from sluice.training.launcher import ClusterJob
@@ -34,34 +35,74 @@ def add_to(app: typer.Typer) -> None:
 
 def train(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A packaged recipe by name, or a YAML file")],
+    dataset: Annotated[str, typer.Option("--dataset", metavar="DIGEST", help="Dataset artifact to train on")] = "",
+    base: Annotated[str, typer.Option("--base", metavar="DIGEST", help="Base model artifact to start from")] = "",
+    param: Annotated[list[str] | None, typer.Option("--set", "-s", help="FIELD=VALUE of the recipe; often")] = None,
     form: Annotated[Form | None, typer.Option("--print", help="Show how the cluster is asked, start nothing")] = None,
-    dataset: Annotated[
-        str, typer.Option("--dataset", metavar="DIGEST", help="Dataset artifact; part of the job's name")
-    ] = "",
-    base: Annotated[
-        str, typer.Option("--base", metavar="DIGEST", help="Base model artifact; part of the job's name")
-    ] = "",
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Instead of the recipe's number")] = None,
     node_type: Annotated[str, typer.Option("--node-type", help="Instead of the setting training.node_type")] = "",
     image: Annotated[str, typer.Option("--image", help="Instead of the setting training.image: NAME@sha256:...")] = "",
     queue: Annotated[str, typer.Option("--queue", help="Instead of the setting training.queue")] = "",
     claim: Annotated[str, typer.Option("--claim", help="Instead of the setting training.claim")] = "",
+    as_json: JsonFlag = False,
 ) -> None:
-    """Show a recipe as a TrainJob, a PyTorchJob, one line a node, or a Slurm script: all start the same processes.
+    """Train a recipe as one step, outside of a pipeline; what broke goes on where it was when run again.
 
-    The output can be piped: [bold]sluice train big --print trainjob | kubectl apply -f -[/]. What the cluster needs is
-    in the section `training` of the settings (docs/cluster-training.md).
+    Ends with exit code 75 when it was told to stop (SIGTERM) and saved. With --print nothing starts: it shows the
+    recipe as a TrainJob, a PyTorchJob, one line a node, or a Slurm script. All start the same processes, and the output
+    can be piped: [bold]sluice train big --print trainjob | kubectl apply -f -[/] (docs/cluster-training.md).
 
-    Example: [bold]sluice train big.yaml --print slurm --nodes 4 --node-type p5.48xlarge[/]
+    Examples: [bold]sluice train demo --dataset sha256:3f2a... --base sha256:91c0... -s schedule.max_steps=20[/]
+
+    [bold]sluice train big.yaml --print slurm --nodes 4 --node-type p5.48xlarge[/]
     """
-    if form is None:
-        raise InputError(
-            "Without --print there is nothing to do.", hint="Give --print trainjob, pytorchjob, torchrun or slurm."
-        )
+    from sluice.pipelines.training import overrides_of
+
+    overrides = overrides_of(param or [])
+    if nodes is not None:
+        overrides["parallelism.nodes"] = nodes
     options = {"node_type": node_type, "image": image, "queue": queue, "claim": claim}
-    job = _job(recipe, dataset, base, nodes, {name: value for name, value in options.items() if value})
+    given = {name: value for name, value in options.items() if value}
+    if form is None:
+        _train_now(recipe, dataset, base, overrides, given, as_json)
+        return
+    job = _job(recipe, dataset, base, overrides, given)
     # Plain text, as programs read it: no markup, no wrapping.
     print(_printed(job, form), end="")
+
+
+def _train_now(
+    recipe: str, dataset: str, base: str, overrides: dict[str, Json], options: dict[str, str], as_json: bool
+) -> None:
+    from sluice.infra.access import require
+    from sluice.infra.settings import load_settings
+    from sluice.pipelines.training import train_once
+
+    for name, value in (("dataset", dataset), ("base", base)):
+        if not value:
+            raise InputError(
+                f"--{name} is missing.",
+                hint=f"Give the digest of a {name} artifact; `sluice runs` shows what made one.",
+            )
+    settings = load_settings()
+    require(settings, "run", "train")
+    settings = settings.model_copy(update={"training": settings.training.model_copy(update=options)})
+    with progress_line(as_json) as report:
+        done = train_once(
+            settings,
+            recipe,
+            dataset=require_digest(dataset, "--dataset"),
+            base=require_digest(base, "--base"),
+            overrides=overrides,
+            report=report,
+        )
+    if as_json:
+        show_json(done)
+        return
+    for name in ("adapter", "model", "merged", "training"):
+        if name in done["artifacts"]:
+            console.print(f"{name:<9} {done['artifacts'][name]}")
+    console.print(f"[green]✔[/] {escape(done['summary'])}")
 
 
 def preflight(
@@ -104,7 +145,7 @@ def preflight(
     require_passed(found)
 
 
-def _job(recipe: str, dataset: str, base: str, nodes: int | None, options: dict[str, str]) -> ClusterJob:
+def _job(recipe: str, dataset: str, base: str, overrides: dict[str, Json], options: dict[str, str]) -> ClusterJob:
     import re
 
     from sluice.infra.settings import load_settings
@@ -118,9 +159,7 @@ def _job(recipe: str, dataset: str, base: str, nodes: int | None, options: dict[
                 f"--{name} {value!r} is no digest.", hint="It looks like sha256:3f2a... with 64 hex digits."
             )
     settings = load_settings()
-    loaded = load_recipe(recipe)
-    if nodes is not None:
-        loaded = loaded.with_overrides({"parallelism.nodes": nodes})
+    loaded = load_recipe(recipe).with_overrides(overrides)
     training = settings.training.model_copy(update=options)
     # On a cluster the image is the code. The same inputs in the same image have the same name, and train once.
     key = digest_json({"recipe": loaded.digest, "dataset": dataset, "base": base, "image": training.image})
@@ -159,10 +198,11 @@ def _show(found: PreflightReport) -> None:
         ],
         empty="no all-reduce was run",
     )
-    if found.floor_source:
+    if found.rungs and found.floor_source:
         console.print(f"[dim]floor: {escape(found.floor_source)}[/]")
+    # What blocks is the command's error, after this.
     for finding in found.findings:
-        mark = "[red]✘[/]" if finding.blocking else "[yellow]![/]"
-        console.print(f"{mark} [bold]{finding.cause}[/] {escape(finding.sentence)}")
+        if not finding.blocking:
+            console.print(f"[yellow]![/] {finding.cause}: {escape(finding.sentence)}")
     if found.passed:
         console.print("[green]✔[/] The network is good enough to train.")
