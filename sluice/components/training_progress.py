@@ -119,6 +119,8 @@ class TrainingProgress:
         found = {"attempts": str(max(1, self._figures.attempts)), "last event": events[-1].sentence}
         for event in events:
             self.interrupted = event.kind == "interrupted" or (self.interrupted and event.kind != "started")
+            if event.level == "info":
+                continue
             if event.kind == "guard":
                 found[f"guard.{event.details.get('guard', 'unnamed')}"] = event.sentence
             elif event.kind in ("slow_rank", "dead_rank", "hang"):
@@ -132,11 +134,11 @@ def _identity(line: Line) -> tuple[str, int, float, str]:
 
 
 def events_table(events: list[Event]) -> Table:
-    """All events, oldest first, times in UTC."""
+    """All events, oldest first, times in UTC. What people look for stands left: MLflow's columns are narrow."""
     from sluice.registry.run_page import Table
 
-    rows = [[_utc(one.time), one.step, one.level, one.kind, one.sentence] for one in events]
-    return Table(["time (UTC)", "step", "level", "kind", "what happened"], rows)
+    rows = [[one.step, one.sentence, one.level, one.kind, _utc(one.time)] for one in events]
+    return Table(["step", "what happened", "level", "kind", "time (UTC)"], rows)
 
 
 def samples_table(samples: list[Sample]) -> Table:

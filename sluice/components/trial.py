@@ -33,14 +33,20 @@ def train_trial(
 ) -> str:
     """Train a trial to a step, unless it was stopped before. Returns its validation loss."""
     from sluice.components.task import digest_of, task
-    from sluice.components.trial import STOPPED, stop_trial, trial_step
+    from sluice.components.trial import rung_of_trial
 
     with task("trial") as running:
-        options = {"dataset": digest_of(dataset), "base": base, "recipe": recipe, "overrides": overrides}
-        if alive and str(number) not in alive.split():
-            stop_trial(running, **options)
-            return STOPPED
-        return trial_step(running, **options, until_step=step, sweep=sweep)
+        return rung_of_trial(
+            running,
+            dataset=digest_of(dataset),
+            base=base,
+            recipe=recipe,
+            overrides=overrides,
+            number=number,
+            alive=alive,
+            until_step=step,
+            sweep=sweep,
+        )
 
 
 @component
@@ -49,15 +55,18 @@ def finish_trial(
 ) -> str:
     """Train a trial that is left to its end. Returns the adapter's digest."""
     from sluice.components.task import digest_of, task
-    from sluice.components.train import train_step
-    from sluice.components.trial import STOPPED, stop_trial
+    from sluice.components.trial import end_of_trial
 
     with task("trial") as running:
-        options = {"dataset": digest_of(dataset), "base": base, "recipe": recipe, "overrides": overrides}
-        if alive and str(number) not in alive.split():
-            stop_trial(running, **options)
-            return STOPPED
-        return train_step(running, **options)[0]
+        return end_of_trial(
+            running,
+            dataset=digest_of(dataset),
+            base=base,
+            recipe=recipe,
+            overrides=overrides,
+            number=number,
+            alive=alive,
+        )
 
 
 @component
@@ -68,6 +77,28 @@ def rung(losses: List[str], step: int, keep: float) -> str:  # noqa: UP006
 
     with task("rung") as running:
         return " ".join(map(str, judge(running, losses=losses, step=step, keep=keep)))
+
+
+def rung_of_trial(running: Task, *, number: int, alive: str, until_step: int, sweep: str, **options: str) -> str:
+    """The validation loss of a trial at a rung; `STOPPED` when an earlier one stopped it. No `alive`: all are."""
+    if _left_behind(number, alive):
+        stop_trial(running, **options)
+        return STOPPED
+    return trial_step(running, **options, until_step=until_step, sweep=sweep)
+
+
+def end_of_trial(running: Task, *, number: int, alive: str, **options: str) -> str:
+    """The adapter of a trial that is left; `STOPPED` for another one."""
+    from sluice.components.train import train_step
+
+    if _left_behind(number, alive):
+        stop_trial(running, **options)
+        return STOPPED
+    return train_step(running, **options)[0]
+
+
+def _left_behind(number: int, alive: str) -> bool:
+    return bool(alive) and str(number) not in alive.split()
 
 
 def trial_step(

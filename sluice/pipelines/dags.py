@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,8 +47,17 @@ def dag_of(pipeline: Any) -> list[dict[str, Json]]:
     ordered: list[str] = []
     while len(ordered) < len(after):
         ready = [name for name in after if name not in ordered and all(other in ordered for other in after[name])]
-        ordered.append(min(ready, key=lambda name: max([ordered.index(other) for other in after[name]], default=-1)))
+        ordered.append(min(ready, key=lambda name: (_latest(after[name], ordered), _natural(name))))
     return [{"name": name, "after": after[name]} for name in ordered]
+
+
+def _latest(names: list[str], ordered: list[str]) -> int:
+    return max([ordered.index(name) for name in names], default=-1)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts trial-10 after trial-9."""
+    return [(int(part or 0), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def parameters_of(pipeline: Any) -> dict[str, Json]:

@@ -27,6 +27,8 @@ CHECKPOINTS_SHOWN = 20
 EVENTS_SHOWN = 100
 _ROUTINE = ("checkpoint", "uploaded")
 """Listed under checkpoints, not among the events, unless something was wrong."""
+_STATES = ("started", "paused", "interrupted", "stopped", "failed", "finished")
+"""The last of these says how a run stands."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def training_page(folder: Path, recipe: Recipe, *, dollars_per_hour: float | Non
         validations,
         [one for one in lines if id(one) not in kept and not _same(one.loss, values[one.step])],
         [one.step for one in events if one.kind in ("resumed", "restarted")],
-        [one.step for one in events if one.kind == "guard"],
+        [one.step for one in events if one.kind == "guard" and one.level != "info"],
     )
     noted = [one for one in events if one.kind not in _ROUTINE or one.level != "info"]
     checkpoints = _checkpoints(events, steps, validations)
@@ -92,16 +94,14 @@ def training_page(folder: Path, recipe: Recipe, *, dollars_per_hour: float | Non
 
 
 def _outcome(events: Sequence[Event], figures: RunFigures, given: str) -> Outcome:
-    last = next(
-        (one for one in reversed(events) if one.kind in ("finished", "interrupted", "stopped", "started")), None
-    )
+    last = next((one for one in reversed(events) if one.kind in _STATES), None)
     kind = last.kind if last else "started"
     done = f"{figures.steps_done:,} of {figures.max_steps:,} steps"
     if kind == "finished" and not given:
         return Outcome("finished", last.sentence if last else done, "pass", "✓")
-    if kind == "interrupted" or (kind == "started" and not given):
-        words = last.sentence if last and kind == "interrupted" else f"{done} so far."
-        return Outcome("interrupted" if kind == "interrupted" else "under way", words, "inconclusive", "…")
+    if kind == "interrupted" or (kind in ("paused", "started") and not given):
+        words = last.sentence if last and kind != "started" else f"{done} so far."
+        return Outcome("under way" if kind == "started" else kind, words, "inconclusive", "…")
     words = given.removeprefix("Training failed: ") or (last.sentence if last else "")
     return Outcome(
         "stopped" if kind == "stopped" else "failed", f"{words[:1].upper()}{words[1:]} {done} were done.", "fail", "✕"

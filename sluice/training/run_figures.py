@@ -14,14 +14,13 @@ from sluice.training.journal import Event, Line, StepMetrics, Validation
 
 WINDOW = 20
 """Steps whose median stands for "now": a validation or a slow checkpoint in between does not shake it."""
+BEGINNINGS = ("started", "resumed", "checkpoint_damaged")
+"""What an attempt says first."""
 
 
 @dataclass
 class RunFigures:
-    """Grows with the journal. `dollars_per_hour` is the price of all nodes together, None where nobody knows it.
-
-    `paid_s` is the time of all attempts, from their first to their last line: the pauses between them cost nothing.
-    """
+    """Grows with the journal. `dollars_per_hour` is the price of all nodes together, None where nobody knows it."""
 
     max_steps: int
     devices: int
@@ -29,8 +28,11 @@ class RunFigures:
     step: StepMetrics | None = None
     validation: Validation | None = None
     event: Event | None = None
-    paid_s: float = 0.0
     attempts: int = 0
+    _done: int = 0
+    _counted_s: float = 0.0
+    _gaps: list[float] = field(default_factory=list)
+    _restarting: bool = False
     _last_time: float | None = None
     _recent: list[StepMetrics] = field(default_factory=list)
 
@@ -39,7 +41,7 @@ class RunFigures:
         for line in lines:
             self._count(line)
             if isinstance(line, StepMetrics):
-                self.step = line
+                self.step, self._done = line, line.step
                 # After a restart or on other hardware steps take another time.
                 same = [one for one in self._recent if one.attempt == line.attempt]
                 self._recent = [*same[1 - WINDOW :], line]
@@ -47,19 +49,34 @@ class RunFigures:
                 self.validation = line
             elif isinstance(line, Event):
                 self.event = line
+                if line.kind == "resumed":
+                    self._done = line.step
 
     def _count(self, line: Line) -> None:
-        started = isinstance(line, Event) and line.kind == "started"
-        if started:
-            self.attempts += 1
-        if self._last_time is not None and not started:
-            self.paid_s += max(0.0, line.time - self._last_time)
-        self._last_time = line.time if self._last_time is None or started else max(self._last_time, line.time)
+        """Time between lines counts, but for the pause before an attempt: the longest gap since the last step."""
+        kind = line.kind if isinstance(line, Event) else ""
+        self.attempts += kind == "started"
+        # torchrun starts its processes again on nodes that are paid meanwhile.
+        self._restarting = self._restarting or kind == "restarted"
+        last = line.time if self._last_time is None else self._last_time
+        self._gaps.append(max(0.0, line.time - last))
+        self._last_time = max(last, line.time)
+        if kind in BEGINNINGS and not self._restarting:
+            self._gaps.remove(max(self._gaps))
+        if kind in BEGINNINGS or isinstance(line, StepMetrics):
+            self._counted_s += sum(self._gaps)
+            self._gaps = []
+            self._restarting = self._restarting and not isinstance(line, StepMetrics)
+
+    @property
+    def paid_s(self) -> float:
+        """Seconds of all attempts, each from its first to its last line."""
+        return self._counted_s + sum(self._gaps)
 
     @property
     def steps_done(self) -> int:
         """Where the run is: after a roll-back or a resume this is less than it was before."""
-        return self.step.step if self.step else 0
+        return self._done
 
     @property
     def step_seconds(self) -> float | None:

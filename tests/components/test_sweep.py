@@ -16,7 +16,7 @@ import pytest
 from sluice.components.sweep import choose_step, open_page, rank, score_step, selection_step
 from sluice.components.task import Task
 from sluice.components.train import step_arguments
-from sluice.components.trial import STOPPED, judge, stop_trial, trial_step
+from sluice.components.trial import STOPPED, end_of_trial, judge, rung_of_trial, stop_trial, trial_step
 from sluice.components.workspace import Workspace
 from sluice.evaluation.answers import Answer, write_answers
 from sluice.infra.errors import InputError, StepFailed
@@ -104,12 +104,15 @@ def test_a_sweep_stops_the_worse_and_trains_no_step_twice(
     assert rung.state.summary == "step 2: 2 of 4 trials go on, trial 4 leads with 0.062"
     folders = {n: place.chain(n) for n in range(1, 5)}
     assert all(folder.is_dir() for folder in folders.values())
-    for loser in (1, 2):
-        stop_trial(running := place.task(), **place.options(loser))
-        assert "stopped" in running.state.summary
-        assert not folders[loser].exists()
-    second = [trial_step(place.task(), **place.options(n), until_step=PLAN.rungs[1], sweep=sweep) for n in (3, 4)]
-    assert judge(place.task(), losses=[STOPPED, STOPPED, *second], step=PLAN.rungs[1], keep=0.5) == (4,)
+    second = [
+        rung_of_trial(place.task(), **place.options(n), number=n, alive="4 3", until_step=PLAN.rungs[1], sweep=sweep)
+        for n in range(1, 5)
+    ]
+    assert second == [STOPPED, STOPPED, "0.125", "0.0625"]
+    assert [folder.exists() for folder in folders.values()] == [False, False, True, True]
+    assert judge(place.task(), losses=second, step=PLAN.rungs[1], keep=0.5) == (4,)
+    assert end_of_trial(running := place.task(), **place.options(3), number=3, alive="4") == STOPPED
+    assert "stopped" in running.state.summary
     # A survivor goes on in its own folder.
     assert [call for call in asked if call[0] == 16] == [(16, 0, 2), (16, 2, 3)]
     # The whole rung again: nothing is computed.
@@ -119,7 +122,7 @@ def test_a_sweep_stops_the_worse_and_trains_no_step_twice(
     pages = list(server.runs.values())
     parent = pages[0]["info"]["run_id"]
     assert [page["tags"].get(PARENT_TAG) for page in pages] == [None, *[parent] * 4]
-    assert [page["info"]["status"] for page in pages] == ["RUNNING", "FINISHED", "FINISHED", "SCHEDULED", "SCHEDULED"]
+    assert [page["info"]["status"] for page in pages] == ["RUNNING", *["FINISHED"] * 3, "SCHEDULED"]
     assert pages[1]["tags"]["sweep"].startswith("stopped early")
 
 

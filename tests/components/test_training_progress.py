@@ -61,6 +61,8 @@ def test_the_page_holds_curves_samples_events_and_the_report(server: FakeMlflow,
     assert spent == sorted(spent)
     assert found["tags"]["guard.gradient_spike"].startswith("Step 13: the gradient norm")
     assert found["tags"]["attempts"] == "2"
+    guards = {name for name in found["tags"] if name.startswith("guard.")}
+    assert guards == {"guard.not_finite", "guard.gradient_spike"}
     assert "**warning** The checkpoint of step 24 is damaged" in found["tags"][NOTE_TAG]
     assert set(found["inputs"]) == {"dataset", "recipe tiny", "base model"}
     assert found["params"]["lora.rank"] == "4"

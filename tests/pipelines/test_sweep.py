@@ -43,6 +43,14 @@ def test_every_trial_is_a_task_at_every_rung_on_the_experiment_pool(documents: l
             assert "rung-1" in row["after"]
 
 
+def test_trials_are_listed_in_the_order_of_the_grid() -> None:
+    plan = plan_sweep("tiny", [f"seed={','.join(map(str, range(11)))}"], rungs=0)
+    names = [row["name"] for row in dag_of(sweep_pipeline(plan))]
+    assert [name for name in names if name.startswith("trial-") and "score" not in name] == [
+        f"trial-{n}" for n in range(1, 12)
+    ]
+
+
 def test_without_rungs_every_trial_trains_to_the_end(tmp_path: Path) -> None:
     plan = plan_sweep("tiny", ["lora.rank=2,4"], rungs=0)
     names = {row["name"] for row in dag_of(sweep_pipeline(plan))}

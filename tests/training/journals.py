@@ -35,6 +35,7 @@ def write_journal(
     every = max(1, steps // 10)
     now = START
     journal.write(Event("started", "Training starts: 16 processes on 2 nodes (H100).", time=now))
+    journal.write(Event("guard", "Spikes are judged after 20 steps.", 1, time=now))
 
     def do(number: int, attempt: int) -> None:
         nonlocal now

@@ -96,7 +96,7 @@ def test_a_run_that_ended_badly_or_not_yet_says_so(tmp_path: Path) -> None:
     assert "0 of 12 steps were done." in empty
     journal = Journal(tmp_path)
     journal.write(Event("started", "Go.", time=START))
-    journal.write(StepMetrics(3, 1.0, 1.0, 1e-3, 10, 5, 1.0, 1.0, time=START + 5))
+    journal.write(Event("resumed", "Going on.", 3, time=START + 5))
     assert "Training under way 3 of 12 steps so far." in words(training_page(tmp_path, recipe(12)))
     journal.write(Event("interrupted", "Saved after a notice: run again to go on.", 3, "warning", time=START + 6))
     assert "Training interrupted Saved after a notice" in words(training_page(tmp_path, recipe(12)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -121,8 +121,9 @@ def _parameters(settings: Settings, plan: SweepPlan, given: list[str]) -> dict[s
 
 
 def _show_plan(plan: SweepPlan) -> None:
-    rows: list[list[Any]] = [[trial.number, trial.label] for trial in plan.trials]
-    show_table(f"{len(plan.trials)} trials of {plan.recipe}", ["trial", "values"], rows)
+    console.print(f"[bold]{len(plan.trials)} trials of {escape(plan.recipe)}[/]")
+    for trial in plan.trials:
+        console.print(f"  trial {trial.number}  {escape(trial.label)}")
     whole = len(plan.trials) * plan.max_steps
     judged = f"judged at steps {', '.join(map(str, plan.rungs))}; " if plan.rungs else ""
     console.print(f"[dim]{judged}{plan.steps} steps in all, of {whole} without stopping any[/]\n")
