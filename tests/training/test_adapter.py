@@ -210,15 +210,9 @@ def test_an_adapter_of_dora_has_a_magnitude_for_each_module(tmp_path: Path, base
 
 def test_an_adapter_of_qlora_looks_as_loras_does(tmp_path: Path, base: Path, recipe: Recipe) -> None:
     write(tmp_path / "m" / WEIGHTS, lora())
-<<<<<<< HEAD
     there = {"parallelism.backend": "nccl", "precision.compute": "bfloat16"}
     folders = [
         collect_adapter(tmp_path / "m", base, recipe.with_overrides({"method": method, **there}), tmp_path / method)
-=======
-    on_gpu = {"parallelism.backend": "nccl", "precision.compute": "bfloat16"}
-    folders = [
-        collect_adapter(tmp_path / "m", base, recipe.with_overrides(on_gpu | {"method": method}), tmp_path / method)
->>>>>>> t-bench
         for method in ("lora", "qlora")
     ]
     assert len({describe_directory(folder, "adapter").digest for folder in folders}) == 1
