@@ -28,23 +28,28 @@ def train(
     training: dsl.Output[dsl.Artifact],
 ) -> str:
     """Fine-tune by the recipe; goes on from its last checkpoint when it was interrupted. Returns the digest."""
-    from sluice.components.task import digest_of, parse_json, publish, task
-    from sluice.components.train import train_step
-    from sluice.infra.errors import InputError
-    from sluice.training.recipe import load_recipe
+    from sluice.components.task import digest_of, publish, task
+    from sluice.components.train import require_adapter, train_step
 
     with task("train") as running:
-        method = load_recipe(recipe).with_overrides(parse_json(overrides, "overrides")).method
-        if method in ("full", "dora"):
-            raise InputError(
-                f"The recipe {recipe!r} has method = {method!r}: what it leaves is served as a whole model, and this "
-                "pipeline releases adapters.",
-                hint="Train it with `sluice train`, or choose method lora.",
-            )
+        require_adapter(recipe, overrides)
         made, account = train_step(running, dataset=digest_of(dataset), base=base, recipe=recipe, overrides=overrides)
         publish(adapter, made, kind="adapter", base=base)
         publish(training, account, kind="training")
     return made
+
+
+def require_adapter(recipe: str, overrides: str) -> None:
+    """Raise `InputError` for a recipe whose result is no adapter that a server takes: this pipeline releases adapters."""
+    from sluice.training.recipe import load_recipe
+
+    method = load_recipe(recipe).with_overrides(parse_json(overrides, "overrides")).method
+    if method in ("full", "dora"):
+        raise InputError(
+            f"The recipe {recipe!r} has method = {method!r}: what it leaves is served as a whole model, and this "
+            "pipeline releases adapters.",
+            hint="Train it with `sluice train`, or choose method lora.",
+        )
 
 
 def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides: str) -> tuple[str, str]:

@@ -90,6 +90,7 @@ class Event:
 
 
 KINDS = (
+    "launched",  # processes are asked for: time is paid from here
     "started",  # an attempt begins, at step 0 or where `resumed` says
     "resumed",
     "checkpoint",  # saved and verified
@@ -100,7 +101,6 @@ KINDS = (
     "guard",  # details: guard, action
     "slow_rank",
     "dead_rank",
-    "restarted",
     "hang",
     "notice",  # SIGTERM came
     "interrupted",  # saved after a notice: run again to go on

@@ -63,7 +63,7 @@ def training_page(folder: Path, recipe: Recipe, *, dollars_per_hour: float | Non
         steps,
         validations,
         [one for one in lines if id(one) not in kept and not _same(one.loss, values[one.step])],
-        [one.step for one in events if one.kind in ("resumed", "restarted")],
+        [one.step for one in events if one.kind == "resumed"],
         [one.step for one in events if one.kind == "guard" and one.level != "info"],
     )
     noted = [one for one in events if one.kind not in _ROUTINE or one.level != "info"]

@@ -14,13 +14,14 @@ from sluice.training.journal import Event, Line, StepMetrics, Validation
 
 WINDOW = 20
 """Steps whose median stands for "now": a validation or a slow checkpoint in between does not shake it."""
-BEGINNINGS = ("started", "resumed", "checkpoint_damaged")
-"""What an attempt says first."""
 
 
 @dataclass
 class RunFigures:
-    """Grows with the journal. `dollars_per_hour` is the price of all nodes together, None where nobody knows it."""
+    """Grows with the journal. `dollars_per_hour` is the price of all nodes together, None where nobody knows it.
+
+    `paid_s` are the seconds of all attempts, each from its launch to its last line.
+    """
 
     max_steps: int
     devices: int
@@ -28,11 +29,9 @@ class RunFigures:
     step: StepMetrics | None = None
     validation: Validation | None = None
     event: Event | None = None
+    paid_s: float = 0.0
     attempts: int = 0
     _done: int = 0
-    _counted_s: float = 0.0
-    _gaps: list[float] = field(default_factory=list)
-    _restarting: bool = False
     _last_time: float | None = None
     _recent: list[StepMetrics] = field(default_factory=list)
 
@@ -53,25 +52,12 @@ class RunFigures:
                     self._done = line.step
 
     def _count(self, line: Line) -> None:
-        """Time between lines counts, but for the pause before an attempt: the longest gap since the last step."""
+        """Time between lines is paid, but for the pause before a launch; restarts by torchrun keep their nodes."""
         kind = line.kind if isinstance(line, Event) else ""
         self.attempts += kind == "started"
-        # torchrun starts its processes again on nodes that are paid meanwhile.
-        self._restarting = self._restarting or kind == "restarted"
-        last = line.time if self._last_time is None else self._last_time
-        self._gaps.append(max(0.0, line.time - last))
-        self._last_time = max(last, line.time)
-        if kind in BEGINNINGS and not self._restarting:
-            self._gaps.remove(max(self._gaps))
-        if kind in BEGINNINGS or isinstance(line, StepMetrics):
-            self._counted_s += sum(self._gaps)
-            self._gaps = []
-            self._restarting = self._restarting and not isinstance(line, StepMetrics)
-
-    @property
-    def paid_s(self) -> float:
-        """Seconds of all attempts, each from its first to its last line."""
-        return self._counted_s + sum(self._gaps)
+        if self._last_time is not None and kind != "launched":
+            self.paid_s += max(0.0, line.time - self._last_time)
+        self._last_time = max(line.time, self._last_time or 0.0)
 
     @property
     def steps_done(self) -> int:

@@ -97,6 +97,10 @@ class TorchrunLauncher:
             attempt_start = log.tell()
             Journal(work_dir).end_lines()
             Outcome.clear(work_dir)
+            if self.rendezvous.node == 0:
+                where = self.job.recipe.parallelism
+                sentence = f"Starting {where.world_size} training processes, {where.processes} on each node."
+                Journal(work_dir).write(Event("launched", sentence))
             process = subprocess.Popen(
                 self._command(lock),
                 stdin=subprocess.DEVNULL,
@@ -175,7 +179,6 @@ class TorchrunLauncher:
         figures.see(before)
         line.see(before)
         dead = DeadRanks(self.log, attempt_start, job.recipe.guards.ranks.restarts)
-        report(figures.steps_done, job.last_step, f"starting {world} training processes")
         told: set[int] = set()
         told_at = 0.0
         while True:

@@ -87,6 +87,7 @@ def write_journal(
     if killed < steps:
         back = killed // every * every
         now += 3600
+        journal.write(Event("launched", "Starting 16 training processes.", back, attempt=1, time=now))
         journal.write(Event("started", "Training starts: 16 processes on 2 nodes (H100).", back, attempt=1, time=now))
         damaged = f"The checkpoint of step {back} is damaged: model-00001.distcp has 12 bytes, not 41,000; set aside."
         journal.write(Event("checkpoint_damaged", damaged, back, "warning", {}, 1, now))

@@ -49,17 +49,16 @@ def test_one_slow_step_does_not_shake_the_time_left() -> None:
 
 def test_pauses_between_attempts_cost_nothing_and_a_roll_back_goes_back() -> None:
     figures = RunFigures(100, 1, dollars_per_hour=3600.0)
-    figures.see([Event("started", "", time=1000), step(1, at=1010), step(2, at=1020)])
-    figures.see([Event("uploaded", "", time=1023), Event("resumed", "", 1, time=9000)])
+    figures.see([Event("launched", "", time=1000), Event("started", "", time=1005), step(1, at=1010), step(2, at=1020)])
+    figures.see(
+        [Event("uploaded", "", time=1023), Event("launched", "", time=9000), Event("resumed", "", 1, time=9004)]
+    )
     assert figures.steps_done == 1
-    figures.see([Event("started", "", time=9000), step(2, at=9005, attempt=1)])
+    figures.see([Event("started", "", time=9004), step(2, at=9005, attempt=1)])
     assert (figures.paid_s, figures.dollars, figures.attempts) == (28, 28, 2)
-    figures.see([Event("checkpoint_damaged", "", 2, "warning", time=20_000)])
-    assert figures.paid_s == 28
     # Processes that died are started again while the nodes wait.
-    figures.see([Event("resumed", "", 1, time=20_000), step(2, at=20_001)])
-    figures.see([Event("restarted", "", time=20_005), Event("started", "", time=20_025), step(3, at=20_026)])
-    assert figures.paid_s == 28 + 1 + 25
+    figures.see([Event("dead_rank", "", time=9006), Event("started", "", time=9025), step(3, at=9026)])
+    assert figures.paid_s == 28 + 21
 
 
 def test_a_warning_stays_while_it_is_fresh_and_an_error_until_the_next_attempt() -> None:

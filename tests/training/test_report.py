@@ -108,7 +108,7 @@ def test_too_many_events_leave_the_warnings(tmp_path: Path) -> None:
     journal = Journal(tmp_path)
     journal.write(Event("guard", "The one warning.", 1, "warning", time=START))
     for number in range(EVENTS_SHOWN + 20):
-        journal.write(Event("restarted", f"Restart {number}.", number, time=START + number))
+        journal.write(Event("resumed", f"Restart {number}.", number, time=START + number))
     text = words(training_page(tmp_path, recipe(12)))
     assert "The one warning." in text
     assert "Restart 119." in text
