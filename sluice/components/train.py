@@ -40,7 +40,7 @@ def train(
 
 
 def require_adapter(recipe: str, overrides: str) -> None:
-    """Raise `InputError` for a recipe whose result is no adapter that a server takes: this pipeline releases adapters."""
+    """Raise `InputError` for a recipe whose result is no adapter that a server takes: pipelines release adapters."""
     from sluice.training.recipe import load_recipe
 
     method = load_recipe(recipe).with_overrides(parse_json(overrides, "overrides")).method
@@ -52,8 +52,13 @@ def require_adapter(recipe: str, overrides: str) -> None:
         )
 
 
-def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides: str) -> tuple[str, str]:
-    """Digests of what came out (an adapter, or the model of method `full`) and of the account of its training."""
+def train_step(
+    running: Task, *, dataset: str, base: str, recipe: str, overrides: str, processes: int | None = None
+) -> tuple[str, str]:
+    """Digests of what came out (an adapter, or the model of method `full`) and of the account of its training.
+
+    `processes` is the size of this attempt, if not the recipe's; it is no part of the step's key.
+    """
     from sluice.components.training_place import training_place
     from sluice.components.verification import sign_release
     from sluice.training.checkpoint_mirror import CheckpointMirror
@@ -97,6 +102,7 @@ def train_step(running: Task, *, dataset: str, base: str, recipe: str, overrides
                 observer=observer,
                 mirror=mirror,
                 launch=place.launch,
+                processes=processes,
             )
             page = observer.page()
         metadata = {"base": base, "dataset": dataset, "recipe": chosen.digest, "seed": chosen.seed}

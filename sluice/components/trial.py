@@ -8,7 +8,7 @@ found by its key when `retrain` asks for it: nothing is trained twice.
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
 import shutil
 from pathlib import Path
-from typing import List  # noqa: UP035  (KFP reads List)
+from typing import Any, List  # noqa: UP035  (KFP reads List)
 
 from kfp import dsl
 
@@ -87,7 +87,7 @@ def rung_of_trial(running: Task, *, number: int, alive: str, until_step: int, sw
     return trial_step(running, **options, until_step=until_step, sweep=sweep)
 
 
-def end_of_trial(running: Task, *, number: int, alive: str, **options: str) -> str:
+def end_of_trial(running: Task, *, number: int, alive: str, **options: Any) -> str:
     """The adapter of a trial that is left; `STOPPED` for another one."""
     from sluice.components.train import train_step
 

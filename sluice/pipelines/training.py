@@ -32,11 +32,19 @@ def overrides_of(pairs: list[str]) -> dict[str, Json]:
 
 
 def train_once(
-    settings: Settings, recipe: str, *, dataset: str, base: str, overrides: Mapping[str, Json], report: Report
+    settings: Settings,
+    recipe: str,
+    *,
+    dataset: str,
+    base: str,
+    overrides: Mapping[str, Json],
+    report: Report,
+    processes: int | None = None,
 ) -> dict[str, Json]:
     """Train, or find that it was trained: digests of the artifacts, values, and a sentence. Raises as `train` does."""
     running = Task("train", open_workspace(settings))
     running.report = report
-    train_step(running, dataset=dataset, base=base, recipe=recipe, overrides=json.dumps(dict(overrides)))
+    text = json.dumps(dict(overrides))
+    train_step(running, dataset=dataset, base=base, recipe=recipe, overrides=text, processes=processes)
     state = running.state
     return {"artifacts": state.outputs, "values": state.values, "hit": bool(state.hit), "summary": state.summary}

@@ -99,16 +99,21 @@ def train(
     observer: Observer | None = None,
     mirror: CheckpointMirror | None = None,
     launch: Launch = start_here,
+    processes: int | None = None,
 ) -> TrainingResult:
     """Fine-tune `base_dir` (Hugging Face folder) on `dataset_dir` (train.jsonl, validation.jsonl).
 
     `observer` is told every line of the journal, `mirror` holds copies of the checkpoints (and gives the newest back
-    when the work folder has none), `launch` makes the launcher: torchrun here, or a cluster's. Raises `InputError` for
-    a dataset that cannot train this recipe, `StepFailed` with the cause when training does not end well, `Interrupted`
-    when SIGTERM came and the run is saved, `IntegrityError` when what came out is not usable.
+    when the work folder has none), `launch` makes the launcher: torchrun here, or a cluster's. With `processes` this
+    attempt has another number of them on each node than the recipe says: it goes on from the same checkpoints, with the
+    same rows in each step, but sums are added in another order.
+
+    Raises `InputError` for a dataset that cannot train this recipe, `StepFailed` with the cause when training does not
+    end well, `Interrupted` when SIGTERM came and the run is saved, `IntegrityError` when what came out is not usable.
     """
     started = time.monotonic()
-    prepared = prepare(base_dir, dataset_dir, recipe, work_dir, recipe.schedule.max_steps, report)
+    sized = recipe if processes is None else recipe.with_overrides({"parallelism.processes": processes})
+    prepared = prepare(base_dir, dataset_dir, sized, work_dir, recipe.schedule.max_steps, report)
     job, journal = replace(prepared.job, mirror=mirror.prefix if mirror else None), Journal(work_dir)
     job.write()
     resumed_from = completed_steps(work_dir, recipe)
@@ -144,7 +149,7 @@ def train(
         samples=tuple({(line.step, line.number): line for line in journal.read(Sample)}.values()),
         events=tuple(journal.read(Event)),
         seconds=round(time.monotonic() - started, 3),
-        hardware=_hardware(work_dir, recipe),
+        hardware=_hardware(work_dir, sized),
         resumed_from=resumed_from,
         examples=len(prepared.split.messages),
         too_long=prepared.split.too_long,
@@ -248,9 +253,13 @@ def _start_afresh_on_other_inputs(
 ) -> None:
     """Remove checkpoints that other inputs made."""
     weights = sorted(base_dir.glob("*.safetensors"))
+    # A run may go on with another number of processes.
+    alike = recipe.model_copy(
+        update={"parallelism": recipe.parallelism.model_copy(update={"nodes": 1, "processes": 1})}
+    )
     inputs = digest_json(
         {
-            "recipe": recipe.digest,
+            "recipe": alike.digest,
             "train": digest_file(train_file),
             "validation": digest_file(validation_file) if validation_file else None,
             "weights": [[path.name, path.stat().st_size] for path in weights],

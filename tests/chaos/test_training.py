@@ -18,14 +18,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
 from sluice.provenance.artifacts import describe_directory
+from sluice.training.adapter import WEIGHTS
 from sluice.training.base_model import build_tiny_llama
 from sluice.training.job import CHECKPOINTS, EXPORT, Outcome
 from sluice.training.journal import Event, Journal, StepMetrics
-from sluice.training.recipe import load_recipe
+from sluice.training.recipe import Recipe, load_recipe
+from sluice.training.safetensors_file import read_float32
 from tests.support.warm_ranks import LARGEST_FILE_VARIABLE, warm_ranks
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -54,6 +57,7 @@ class Run:
     work: Path
     address: Path
     mirror: Path | None = None
+    recipe: Recipe = RECIPE
     told: list[str] = field(default_factory=list)
 
     def start(self, **environment: str) -> subprocess.Popen[bytes]:
@@ -63,7 +67,7 @@ class Run:
             "work": str(self.work),
             "address": str(self.address),
             "mirror": str(self.mirror) if self.mirror else None,
-            "recipe": RECIPE.to_json(),
+            "recipe": self.recipe.to_json(),
         }
         with (self.work.parent / f"{self.work.name}.log").open("ab") as log:
             return subprocess.Popen(
@@ -199,6 +203,19 @@ def kill_during_a_save(run: Run, chance: random.Random) -> None:
     run.wait(process)
 
 
+def kill_during_an_upload(run: Run, chance: random.Random) -> None:
+    assert run.mirror is not None
+    process = run.start()
+    before = {path for path in run.mirror.rglob("*") if path.is_file()} if run.mirror.is_dir() else set()
+    while process.poll() is None and not {path for path in run.mirror.rglob("*") if path.is_file()} - before:
+        time.sleep(0.001)
+    process.kill()
+    run.wait(process)
+    if chance.random() < 0.5:
+        shutil.rmtree(run.work, ignore_errors=True)
+        run.told.append("and the disk is lost")
+
+
 def give_notice(run: Run, chance: random.Random) -> None:
     process = run.start()
     until = run.steps() + chance.randint(1, STEPS)
@@ -245,6 +262,7 @@ FAULTS: tuple[Fault, ...] = (
     kill_all_processes,
     kill_launcher,
     kill_during_a_save,
+    kill_during_an_upload,
     give_notice,
     truncate_a_file,
     flip_a_byte,
@@ -286,3 +304,29 @@ def test_the_faults_bite(quiet: Run, tmp_path: Path) -> None:
     resumed = [event for event in events if event.kind == "resumed"]
     assert 0 < resumed[0].step < told[0].step
     assert run.losses() == quiet.losses()
+
+
+def test_a_run_goes_on_with_another_number_of_processes(quiet: Run, tmp_path: Path) -> None:
+    """2, then 1, then 2 processes: the same rows in each step, sums in another order."""
+    steps = 60
+    recipe = RECIPE.with_overrides({"lora.dropout": 0.0, "schedule.max_steps": steps})
+    whole = Run(quiet.base, quiet.dataset, tmp_path / "whole", quiet.address, recipe=recipe)
+    whole.finish()
+    run = Run(quiet.base, quiet.dataset, tmp_path / "work", quiet.address)
+    for processes, until in ((2, 5), (1, 20), (2, steps)):
+        run.recipe = recipe.with_overrides({"parallelism.processes": processes})
+        if until == steps:
+            run.finish()
+            break
+        process = run.start()
+        while process.poll() is None and run.steps() < until:
+            time.sleep(0.003)
+        process.send_signal(signal.SIGTERM)
+        assert run.wait(process) == 75, run.explanation()
+    resumed = [event.step for event in Journal(run.work).read(Event) if event.kind == "resumed"]
+    assert len(resumed) == 2
+    assert 0 < resumed[0] < resumed[1] < steps
+    assert run.losses() == pytest.approx(whole.losses(), rel=1e-5)
+    one, other = (read_float32(each.work / EXPORT / "model" / WEIGHTS) for each in (run, whole))
+    for name, values in one.items():
+        np.testing.assert_allclose(values, other[name], rtol=1e-3, atol=1e-5)

@@ -38,6 +38,9 @@ def train(
     dataset: Annotated[str, typer.Option("--dataset", metavar="DIGEST", help="Dataset artifact to train on")] = "",
     base: Annotated[str, typer.Option("--base", metavar="DIGEST", help="Base model artifact to start from")] = "",
     param: Annotated[list[str] | None, typer.Option("--set", "-s", help="FIELD=VALUE of the recipe; often")] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="This attempt's size; it goes on where another size was")
+    ] = None,
     form: Annotated[Form | None, typer.Option("--print", help="Show how the cluster is asked, start nothing")] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, help="Instead of the recipe's number")] = None,
     node_type: Annotated[str, typer.Option("--node-type", help="Instead of the setting training.node_type")] = "",
@@ -64,7 +67,7 @@ def train(
     options = {"node_type": node_type, "image": image, "queue": queue, "claim": claim}
     given = {name: value for name, value in options.items() if value}
     if form is None:
-        _train_now(recipe, dataset, base, overrides, given, as_json)
+        _train_now(recipe, dataset, base, overrides, given, processes, as_json)
         return
     job = _job(recipe, dataset, base, overrides, given)
     # Plain text, as programs read it: no markup, no wrapping.
@@ -72,7 +75,13 @@ def train(
 
 
 def _train_now(
-    recipe: str, dataset: str, base: str, overrides: dict[str, Json], options: dict[str, str], as_json: bool
+    recipe: str,
+    dataset: str,
+    base: str,
+    overrides: dict[str, Json],
+    options: dict[str, str],
+    processes: int | None,
+    as_json: bool,
 ) -> None:
     from sluice.infra.access import require
     from sluice.infra.settings import load_settings
@@ -95,6 +104,7 @@ def _train_now(
             base=require_digest(base, "--base"),
             overrides=overrides,
             report=report,
+            processes=processes,
         )
     if as_json:
         show_json(done)
