@@ -264,7 +264,7 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
 
     def _compare_ranks(self, step: int) -> None:
         found: list[tuple[float, str]] = [(0.0, "")] * dist.get_world_size()
-        dist.all_gather_object(found, (speed_probe(self.dist_env.device), platform.node()))
+        dist.all_gather_object(found, (speed_probe(self.dist_env.device or "cpu"), platform.node()))
         times, hosts = zip(*found, strict=True)
         verdict = judge(times, self.job.recipe.guards.ranks, hosts, step=step)
         if verdict.action != "go" and self.dist_env.is_main:
