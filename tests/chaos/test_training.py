@@ -308,12 +308,12 @@ def test_the_faults_bite(quiet: Run, tmp_path: Path) -> None:
 
 def test_a_run_goes_on_with_another_number_of_processes(quiet: Run, tmp_path: Path) -> None:
     """2, then 1, then 2 processes: the same rows in each step, sums in another order."""
-    steps = 60
-    recipe = RECIPE.with_overrides({"lora.dropout": 0.0, "schedule.max_steps": steps})
+    steps = 24
+    recipe = RECIPE.with_overrides({"lora.dropout": 0.0, "schedule.max_steps": steps, "guards.ranks.every_steps": 5})
     whole = Run(quiet.base, quiet.dataset, tmp_path / "whole", quiet.address, recipe=recipe)
     whole.finish()
     run = Run(quiet.base, quiet.dataset, tmp_path / "work", quiet.address)
-    for processes, until in ((2, 5), (1, 20), (2, steps)):
+    for processes, until in ((2, 3), (1, 10), (2, steps)):
         run.recipe = recipe.with_overrides({"parallelism.processes": processes})
         if until == steps:
             run.finish()

@@ -165,6 +165,9 @@ def run_rank(rank: int, wanted: dict[str, object]) -> None:
 
 def be_agent(address: Path, processes: int, work_dir: str, lock: str) -> int:
     """Stands where torchrun stands: the launcher's child, which ends when the training processes have ended."""
+    # As with torchrun, what is told of a notice is a child of the process that was started.
+    if child := os.fork():
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
