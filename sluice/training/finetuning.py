@@ -26,7 +26,7 @@ from sluice.training.checkpoint_state import TrainingState
 from sluice.training.checkpoint_store import CheckpointStore
 from sluice.training.dora import start_magnitudes
 from sluice.training.failures import START_AGAIN
-from sluice.training.guards import Guards, Verdict
+from sluice.training.guards import Guards, RollBack, Stop, Verdict
 from sluice.training.job import CHECKPOINTS, EXPORT, Job, Outcome
 from sluice.training.job_config import JobConfig
 from sluice.training.journal import Event, Journal, Sample, StepMetrics, Validation
@@ -40,22 +40,6 @@ from sluice.training.watch import Watch
 logger = logging.getLogger(__name__)
 LONG_S = 1800.0
 """How long a phase without beats may take: set-up, reading and writing checkpoints, validation, export."""
-
-
-class RollBack(Exception):
-    """Go on from the last good checkpoint, without the updates that this verdict drops."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.sentence)
-        self.verdict = verdict
-
-
-class Stop(Exception):
-    """End the run after `step`: a guard said so. Where it was the validation loss, what was trained is exported."""
-
-    def __init__(self, verdict: Verdict, step: int, *, validation_loss: float | None = None) -> None:
-        super().__init__(verdict.sentence)
-        self.step, self.validation_loss = step, validation_loss
 
 
 class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: ignore[misc]

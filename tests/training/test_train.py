@@ -130,7 +130,14 @@ def test_steps_that_a_roll_back_left_behind_are_not_in_the_curve(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run went back from step 3 and then stopped at step 2: step 3 was never done."""
-    lines = [step(1, 3.0), step(2, 2.5), step(3, 9.0), Validation(3, 9.0), step(2, 2.0), Validation(2, 2.0)]
+    lines: list[StepMetrics | Validation] = [
+        step(1, 3.0),
+        step(2, 2.5),
+        step(3, 9.0),
+        Validation(3, 9.0),
+        step(2, 2.0),
+        Validation(2, 2.0),
+    ]
     result = trained(base, tmp_path, monkeypatch, lines, Outcome("finished", 2, "Finished.", 2))
     assert [line.loss for line in result.curve] == [3.0, 2.0]
     assert (result.final_loss, result.validation_loss) == (2.0, 2.0)
