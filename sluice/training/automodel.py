@@ -58,7 +58,8 @@ def automodel_config(recipe: Recipe, base_dir: Path, work_dir: Path) -> Json:
         "optimizer": _optimizer(recipe),
         "lr_scheduler": {
             "lr_decay_style": optimizer.decay,
-            "lr_warmup_steps": optimizer.warmup_steps,
+            # AutoModel wants it shorter than the schedule: a drill of one step has no warm-up.
+            "lr_warmup_steps": min(optimizer.warmup_steps, schedule.max_steps - 1),
             "min_lr": optimizer.minimum_learning_rate,
         },
     }

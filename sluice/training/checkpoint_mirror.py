@@ -144,9 +144,11 @@ class CheckpointMirror:
         """Fetch the newest copy that is good and newer than what `into` has; also the best one, if it is another.
 
         For the start of a run on another machine, while nobody saves. A copy that cannot be used is told and the next
-        older one is tried. None when `into` is up to date already, or nothing could be fetched.
+        older one is tried. None when `into` is up to date already, or nothing could be fetched. What a roll-back took
+        back here is not fetched: who was killed then may have left the copy.
         """
-        copies = self.copies()
+        discarded = into.discarded()
+        copies = tuple(copy for copy in self.copies() if copy.digest not in discarded)
         here = {checkpoint.step for checkpoint in into.complete()}
         fetched: Checkpoint | None = None
         for copy in reversed(copies):
@@ -240,9 +242,13 @@ def mirrored(job: Job, mirror: CheckpointMirror | None) -> Iterator[None]:
         yield
         return
     tell = Journal(job.work_dir).write
-    store = CheckpointStore(job.work_dir / CHECKPOINTS, job.recipe.checkpoints, tell)
-    if (fetched := mirror.restore(store)) is not None:
+    # Told afterwards: a journal that has begun would not take the earlier attempts' lines over.
+    told: list[Event] = []
+    if fetched := mirror.restore(CheckpointStore(job.work_dir / CHECKPOINTS, job.recipe.checkpoints, told.append)):
         Journal(job.work_dir).restore(fetched.folder)
+    for event in told:
+        tell(event)
+    store = CheckpointStore(job.work_dir / CHECKPOINTS, job.recipe.checkpoints, tell)
     thread = MirrorThread(store, mirror, tell).start()
     try:
         yield

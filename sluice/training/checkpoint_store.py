@@ -183,9 +183,17 @@ class CheckpointStore:
         return tuple(found)
 
     def best(self) -> Checkpoint | None:
-        """The one with the lowest validation loss, or None when none has any."""
-        found = lowest_loss(self.complete())
-        return found if isinstance(found, Checkpoint) else None
+        """The one with the lowest validation loss whose every byte is as it was written, or None when none has any.
+
+        Damaged ones are set aside, each with an event that names the file. Call it while nobody saves.
+        """
+        while isinstance(found := lowest_loss(self.complete()), Checkpoint):
+            try:
+                return verified(found.folder)
+            except IntegrityError as error:
+                after = lowest_loss([one for one in self.complete() if one.step != found.step])
+                self._set_aside(found.folder, error.message, after.step if after else None)
+        return None
 
     def newest_good(self) -> Checkpoint | None:
         """The newest checkpoint whose every byte is as it was written; None without any.
@@ -298,14 +306,14 @@ class CheckpointStore:
         os.rename(folder, going)
         remove(going)
 
-    def _set_aside(self, folder: Path, reason: str, older: int | None) -> None:
+    def _set_aside(self, folder: Path, reason: str, other: int | None) -> None:
         target = self.folder / f"{_DAMAGED}{folder.name}"
         remove(target)
         os.rename(folder, target)
         os.utime(target)
         for path in sorted(self._hidden(_DAMAGED), key=lambda path: path.stat().st_mtime)[:-KEEP_DAMAGED]:
             remove(path)
-        then = f"The one of step {older} is tried next." if older is not None else "There is no older one."
+        then = f"The one of step {other} is tried next." if other is not None else "There is no older one."
         sentence = f"The checkpoint of step {step_of(folder)} is damaged and was set aside: {reason} {then}"
         details: dict[str, Json] = {"reason": reason, "kept_in": target.name}
         self.tell(Event("checkpoint_damaged", sentence, step_of(folder), "warning", details))

@@ -10,10 +10,12 @@ from pathlib import Path
 from sluice.training.journal import Event
 
 _ECHO = re.compile(
-    r"ChildFailedError|DistBackendError|DistNetworkError|SignalException"
+    r"ChildFailedError|DistBackendError|DistNetworkError|DistStoreError|SignalException"
     r"|(?i:gloo).*(Connection (closed|reset)|Timed out|Broken pipe|timeout)|Connection (closed|reset) by peer|NCCL"
 )
 """What a process says because another one failed: never the cause while something else is on record."""
+START_AGAIN = 77
+"""Exit code of a process that wants the whole run restarted from the base: a roll-back before the first checkpoint."""
 _FAILED = re.compile(rb"failed \(exitcode: (-?\d+)\) local_rank: (\d+) \(pid: (\d+)\)")
 
 
@@ -43,7 +45,7 @@ def find_cause(log: str, returncode: int) -> str:
 
 
 class DeadRanks:
-    """Notices in torchrun's log that a process died, once for each."""
+    """Notices in torchrun's log that a process died, once for each. One that wants to start again did not."""
 
     def __init__(self, log: Path, position: int, restarts: int) -> None:
         self._log, self._position, self._restarts, self._seen = log, position, restarts, 0
@@ -55,8 +57,10 @@ class DeadRanks:
         end = data.rfind(b"\n") + 1
         self._position += end
         for code, rank, pid in _FAILED.findall(data[:end]):
-            self._seen += 1
             number = int(code)
+            if number == START_AGAIN:
+                continue
+            self._seen += 1
             how = _killed_by(-number) if number < 0 else f"ended with exit code {number}."
             left = self._restarts - self._seen
             then = f" All start again from the last checkpoint; {left} restarts are left." if left >= 0 else ""

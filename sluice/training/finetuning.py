@@ -21,11 +21,12 @@ import torch.distributed as dist
 from nemo_automodel.recipes.llm import train_ft
 
 from sluice.training.answer_columns import keep_answer_columns
-from sluice.training.checkpoint_files import CheckpointFailed
+from sluice.training.checkpoint_files import Checkpoint, CheckpointFailed
 from sluice.training.checkpoint_state import TrainingState
 from sluice.training.checkpoint_store import CheckpointStore
 from sluice.training.dora import start_magnitudes
-from sluice.training.guards import Guards, Verdict
+from sluice.training.failures import START_AGAIN
+from sluice.training.guards import Guards, RollBack, Stop, Verdict
 from sluice.training.job import CHECKPOINTS, EXPORT, Job, Outcome
 from sluice.training.job_config import JobConfig
 from sluice.training.journal import Event, Journal, Sample, StepMetrics, Validation
@@ -37,26 +38,8 @@ from sluice.training.samples import answer, read_prompts
 from sluice.training.watch import Watch
 
 logger = logging.getLogger(__name__)
-START_AGAIN = 77
-"""Exit code of a process that wants the whole run restarted from the base: a roll-back before the first checkpoint."""
 LONG_S = 1800.0
 """How long a phase without beats may take: set-up, reading and writing checkpoints, validation, export."""
-
-
-class RollBack(Exception):
-    """Go on from the last good checkpoint, without the updates that this verdict drops."""
-
-    def __init__(self, verdict: Verdict) -> None:
-        super().__init__(verdict.sentence)
-        self.verdict = verdict
-
-
-class Stop(Exception):
-    """End the run after `step`: a guard said so. One that `finishes` has had its best: what was trained is exported."""
-
-    def __init__(self, verdict: Verdict, step: int, *, finishes: bool = False) -> None:
-        super().__init__(verdict.sentence)
-        self.step, self.finishes = step, finishes
 
 
 class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: ignore[misc]
@@ -75,7 +58,7 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         self._verdict = Verdict()
         self._step_started = self._step_seconds = 0.0
         self._learning_rate = 0.0
-        self._saved_step = 0
+        self._saved_step = self._validated_step = 0
         self._first_step = True
 
     # ---- building and resuming
@@ -85,11 +68,8 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         super().setup()
         for optimizer in self.optimizer:
             optimizer.step = self._unless_skipped(optimizer.step)
-        schedule = self.job.recipe.schedule
         # The learning rate keeps the schedule's horizon; only the loop ends earlier.
         self.step_scheduler.max_steps = self.job.last_step
-        if schedule.validate_every_steps is None:
-            self.step_scheduler.val_every_steps = self.job.last_step
 
     def load_checkpoint(self, restore_from: str | None = None) -> None:
         """Called by AutoModel's `setup` when everything is built: go on from the newest good checkpoint, if any."""
@@ -97,10 +77,9 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
             for part in self.model_parts:
                 start_magnitudes(part)
         self._state = TrainingState(self.model_parts, self.optimizer, self.lr_scheduler or [])
-        self._resume()
+        self._resume(self._state.newest_good(self.store))
 
-    def _resume(self) -> None:
-        found = self._state.newest_good(self.store)
+    def _resume(self, found: Checkpoint | None) -> None:
         if found is not None:
             details = self._state.load(found)
             # On another machine the file beside the checkpoints may be gone; nothing that is known here is lost.
@@ -143,7 +122,7 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
 
     def _conclude(self, stopped: Stop | None) -> None:
         self._settle()
-        if stopped is not None and not stopped.finishes:
+        if stopped is not None and stopped.validation_loss is None:
             self._end(Outcome("stopped", stopped.step, str(stopped)))
         elif stopped is None and self.step_scheduler.sigterm_flag and self.done < self.job.last_step:
             self._end(Outcome("interrupted", self.done, f"Saved after step {self.done}; run again to continue."))
@@ -168,10 +147,10 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
             self.store.discard_after(min(verdict.dropped) - 1)
         dist.barrier()
         self.roll_backs.record(verdict)
-        if not self._agreed(lambda: bool(self.store.complete())):
+        if (found := self._state.newest_good(self.store)) is None:
             # Nothing was saved yet: the base is the last good state, and a fresh process the way to it.
             raise SystemExit(START_AGAIN)
-        self._resume()
+        self._resume(found)
 
     # ---- one step
 
@@ -274,18 +253,24 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
 
     def log_val_metrics(self, val_name: str, log_data: Any, metric_logger: Any = None) -> None:
         """Called by AutoModel on every process after each validation."""
-        step, loss = self.done + 1, float(log_data.metrics["val_loss"])
+        step, loss, schedule = self.done + 1, float(log_data.metrics["val_loss"]), self.job.recipe.schedule
+        self._validated_step = step
         if self.dist_env.is_main:
             self.journal.write(Validation(step, loss))
-            self.store.set_validation_loss(step, loss)
         self._write_samples(step)
-        if self.job.recipe.schedule.result == "best" and not self.step_scheduler.is_ckpt_step:
-            self._save(step)
+        if step < schedule.max_steps and step % (schedule.validate_every_steps or schedule.max_steps):
+            # Only because the run pauses here. It ends as one that does not: nothing may follow from this loss.
+            return
+        if self.dist_env.is_main:
+            self.store.set_validation_loss(step, loss)
+        # Before the save, so that a run resumed from it remembers this judgement; a stop is met again instead.
         verdict = self.guards.observe_validation(step, loss)
+        if schedule.result == "best" and verdict.action != "stop" and not self.step_scheduler.is_ckpt_step:
+            self._save(step)
         if verdict.sentence and self.dist_env.is_main:
             self._tell("guard", verdict.sentence, step, "warning", guard=verdict.guard, action=verdict.action)
         if verdict.action == "stop":
-            raise Stop(verdict, step, finishes=True)
+            raise Stop(verdict, step, validation_loss=loss)
 
     def _write_samples(self, step: int) -> None:
         settings = self.job.recipe.samples
@@ -316,12 +301,16 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         val_loss: dict[str, float] | None = None,
         best_metric_key: str = "default",
     ) -> None:
-        """Called by AutoModel when a checkpoint is due, after the step's validation."""
+        """Called by AutoModel when a checkpoint is due, after the step's validation. The last step has both."""
+        if step + 1 == self.job.last_step and self._validated_step != step + 1:
+            for name, loader in self.val_dataloaders.items():
+                self.log_val_metrics(name, self._run_validation_epoch(loader))
         if self._saved_step != step + 1:
             self._save(step + 1)
 
     def _save(self, step: int) -> None:
-        ends = step >= self.job.last_step or self.step_scheduler.sigterm_flag
+        # AutoModel asks for a notice only at steps that are not saved anyway: with a save at each step, never.
+        ends = step >= self.job.last_step or self.step_scheduler.sigterm_received
         details = {"guards": self.guards.state(), "roll_backs": self.roll_backs.state()}
         with self.watch.allow("saving", LONG_S):
             self._settle()
@@ -352,6 +341,9 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         best = None
         if self.job.recipe.schedule.result == "best":
             best = self._agreed(self.store.best)
+            if best is not None and stopped is not None and stopped.validation_loss < best.validation_loss:
+                # Lower by less than the guard takes for a change; its step is not saved.
+                best = None
             if best is not None and best.step != done:
                 self._state.load(best)
         found = probe(self.model_parts[0], self.job.base_dir, self.dist_env.device)

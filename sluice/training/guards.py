@@ -57,6 +57,22 @@ class Verdict:
     dropped: tuple[int, ...] = ()
 
 
+class RollBack(Exception):
+    """Go on from the last good checkpoint, without the updates that this verdict drops."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.sentence)
+        self.verdict = verdict
+
+
+class Stop(Exception):
+    """End the run after `step`: a guard said so. Where it was the validation loss, what was trained is exported."""
+
+    def __init__(self, verdict: Verdict, step: int, *, validation_loss: float | None = None) -> None:
+        super().__init__(verdict.sentence)
+        self.step, self.validation_loss = step, validation_loss
+
+
 class Guards:
     """The guards of one run in one process. `state` is what `state()` gave when the checkpoint was made."""
 

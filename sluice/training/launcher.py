@@ -13,14 +13,14 @@ import math
 import re
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from types import FrameType
 from typing import Protocol
 
-from sluice.infra.errors import InputError
+from sluice.infra.errors import InputError, Interrupted
 from sluice.infra.progress import Report, no_report
 from sluice.infra.settings import ObjectStoreSettings, TrainingSettings
 from sluice.training.cluster_shapes import NodeShape, shape_of
@@ -208,15 +208,33 @@ def cluster_job(
 
 @contextmanager
 def sigterm_as_exit() -> Iterator[None]:
-    """SIGTERM as SystemExit, so that `finally` runs. Only the main thread may set a handler; elsewhere nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    """SIGTERM as SystemExit, so that `finally` runs."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    previous = signal.signal(signal.SIGTERM, terminate)
+    with _handling_sigterm(terminate):
+        yield
+
+
+@contextmanager
+def sigterm_as_interrupted() -> Iterator[None]:
+    """SIGTERM as `Interrupted`, where no launcher handles it: before the processes start and after they have ended."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("Training was told to stop.", hint="Run again: it goes on where it was.")
+
+    with _handling_sigterm(interrupt):
+        yield
+
+
+@contextmanager
+def _handling_sigterm(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Only the main thread may set a handler; elsewhere nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:

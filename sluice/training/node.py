@@ -17,6 +17,7 @@ from pathlib import Path
 from sluice.infra.errors import InputError, SluiceError
 from sluice.training.checkpoint_mirror import CheckpointMirror
 from sluice.training.job import Job
+from sluice.training.launcher import sigterm_as_interrupted
 from sluice.training.node_types import dollars_per_hour
 from sluice.training.preflight_launch import PreflightPlan, require_passed, run_preflight
 from sluice.training.torchrun import Rendezvous, TorchrunLauncher
@@ -48,6 +49,7 @@ def _number(environment: Mapping[str, str], name: str, default: str) -> str:
     return value
 
 
+@sigterm_as_interrupted()
 def run(work_dir: Path) -> None:
     """Train this node's share of the job in `work_dir`. Raises what `TorchrunLauncher.run` raises."""
     job, where = Job.read(work_dir), rendezvous_of(os.environ)

@@ -209,6 +209,12 @@ class GuardSection(Section):
     validation_loss: ValidationGuard = ValidationGuard()
     ranks: RankGuard = RankGuard()
 
+    @property
+    def roll_backs(self) -> int:
+        """The most that a run may have; each may need a start of its own, where nothing was saved yet."""
+        sections = (self.not_finite, self.gradient_spike, self.loss_corridor)
+        return sum(section.limit - 1 for section in sections if section.policy == "roll_back")
+
 
 class SampleSection(Section):
     """Answers generated during training (greedy) at the first `prompts` validation prompts, at each validation."""

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tokenizers import Tokenizer
 
 from sluice.training.chat_template import ChatTemplate
+from sluice.training.examples import read_chats
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ def read_prompts(split: Path, base_dir: Path, count: int) -> list[Prompt]:
     end = tokenizer.token_to_id(eos["content"] if isinstance(eos, dict) else eos) if eos else None
     template = ChatTemplate(base_dir)
     found = []
-    for line in split.read_text(encoding="utf-8").splitlines()[:count]:
-        *asked, last = json.loads(line)["messages"]
+    for messages in read_chats(split)[:count]:
+        *asked, last = messages
         text = template.text(asked, add_generation_prompt=True)
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         found.append(Prompt(asked[-1]["content"] if asked else "", last["content"], tuple(ids), end, tokenizer))

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,7 +26,7 @@ from sluice.infra.errors import ConflictError, Interrupted, StepFailed
 from sluice.infra.progress import Report, no_report
 from sluice.training.checkpoint_mirror import CheckpointMirror, mirrored
 from sluice.training.failures import DeadRanks, find_cause
-from sluice.training.flight import finding, flight_environment
+from sluice.training.flight import finding, flight_dir, flight_environment
 from sluice.training.job import LOG, Job, Outcome
 from sluice.training.journal import Event, Journal, JournalReader, Observer
 from sluice.training.progress_line import ProgressLine
@@ -101,6 +102,8 @@ class TorchrunLauncher:
                 where = self.job.recipe.parallelism
                 sentence = f"Starting {where.world_size} training processes, {where.processes} on each node."
                 Journal(work_dir).write(Event("launched", sentence))
+                # What an earlier attempt hung in is not this one's finding.
+                shutil.rmtree(flight_dir(work_dir), ignore_errors=True)
             process = subprocess.Popen(
                 self._command(lock),
                 stdin=subprocess.DEVNULL,
@@ -109,10 +112,12 @@ class TorchrunLauncher:
                 env=self._environment(),
                 start_new_session=True,
             )
+            grace_s = self.job.recipe.budget.notice_s
             try:
-                self._follow(process, report, notice, attempt_start)
+                if not self._follow(process, report, notice, attempt_start):
+                    grace_s = 0.0
             finally:
-                _stop(process, self.job.recipe.budget.notice_s)
+                _stop(process, grace_s)
             return self._conclude(process.returncode, attempt_start, noticed=notice.is_set())
 
     def _conclude(self, returncode: int, attempt_start: int, *, noticed: bool) -> Outcome:
@@ -135,13 +140,14 @@ class TorchrunLauncher:
         return outcome
 
     def _command(self, lock: Path) -> list[str]:
+        guards = self.job.recipe.guards
         return [
             sys.executable,
             "-m",
             "torch.distributed.run",
             *self.rendezvous.arguments(),
             f"--nproc-per-node={self.job.recipe.parallelism.processes}",
-            f"--max-restarts={self.job.recipe.guards.ranks.restarts}",
+            f"--max-restarts={guards.ranks.restarts + guards.roll_backs}",
             "-m",
             "sluice.training.entry",
             str(self.job.work_dir),
@@ -169,7 +175,8 @@ class TorchrunLauncher:
 
     def _follow(
         self, process: subprocess.Popen[bytes], report: Report, notice: threading.Event, attempt_start: int
-    ) -> None:
+    ) -> bool:
+        """Until the processes have ended, or need not be waited for: False when there is nothing left to save."""
         job, started = self.job, time.monotonic()
         reader, before = JournalReader(job.work_dir, from_end=True), JournalReader(job.work_dir).new()
         world = job.recipe.parallelism.world_size
@@ -189,11 +196,11 @@ class TorchrunLauncher:
                 for observer in observers:
                     observer.see(lines)
             if ended:
-                return
+                return True
             outcome = Outcome.read(job.work_dir)
             if outcome is not None and outcome.kind == "failed":
-                # Every restart would meet it again.
-                return
+                # Every restart would meet it again, and torchrun may be about to try.
+                return False
             if notice.is_set():
                 if not told_at:
                     told_at = time.monotonic()
@@ -201,7 +208,7 @@ class TorchrunLauncher:
                 # Again and again: torchrun may restart processes that were still starting and died of it.
                 told |= _signal_ranks(process, signal.SIGTERM, told)
                 if time.monotonic() - told_at > job.recipe.budget.notice_s:
-                    return
+                    return False
             self._check_budget(time.monotonic() - started, figures)
             time.sleep(self.poll_s)
 
@@ -241,6 +248,16 @@ def _exclusive(path: Path, patience_s: float) -> Iterator[Path]:
         yield path
     finally:
         os.close(handle)
+
+
+@contextmanager
+def alone(work_dir: Path, patience_s: float = 5.0) -> Iterator[None]:
+    """Change a work folder while nobody trains in it. Raises `ConflictError` when a launcher of this machine does."""
+    with ExitStack() as stack:
+        # A shared file system without locks: there a job's name keeps a second one away.
+        with suppress(OSError):
+            stack.enter_context(_exclusive(work_dir / "launcher.lock", patience_s))
+        yield
 
 
 @contextmanager

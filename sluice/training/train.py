@@ -36,11 +36,12 @@ from sluice.training.job import (
     replace_text,
 )
 from sluice.training.journal import LINES, Event, Journal, Observer, Sample, StepMetrics, Validation
-from sluice.training.launcher import Launcher
+from sluice.training.launcher import Launcher, sigterm_as_interrupted
 from sluice.training.merge import Merged, merge_adapter
 from sluice.training.recipe import Recipe
+from sluice.training.roll_backs import ROLL_BACKS_FILE
 from sluice.training.round_trip import PROBES_FILE, RoundTrip, check_round_trip
-from sluice.training.torchrun import TorchrunLauncher
+from sluice.training.torchrun import TorchrunLauncher, alone
 
 OUTPUT, MERGED = "output", "merged"
 Launch = Callable[[Job, Observer | None, CheckpointMirror | None], Launcher]
@@ -57,10 +58,10 @@ class TrainingResult:
     """What came out and how: `output_dir` holds an adapter in PEFT's layout, or for `full` a whole model; `merged`
     the model with the adapter in it, where the recipe asks for one.
 
-    Losses are means per answer token; `validation_loss` is that of the weights that came out, None when the dataset has
-    no validation split. `seconds` is the wall time of this call, `resumed_from` the steps that an earlier call had
-    done, `too_long` the training examples left out because of data.max_length, `round_trip` how the files score the
-    probe prompts. `used_step` is the step whose weights came out.
+    Losses are means per answer token, `final_loss` that of the last step that no guard left out; `validation_loss` is
+    that of the weights that came out, None when the dataset has no validation split. `seconds` is the wall time of this
+    call, `resumed_from` the steps that an earlier call had done, `too_long` the training examples left out because of
+    data.max_length, `round_trip` how the files score the probe prompts. `used_step` is the step whose weights came out.
     """
 
     output_dir: Path
@@ -89,6 +90,7 @@ class Pause:
     validation_loss: float | None
 
 
+@sigterm_as_interrupted()
 def train(
     base_dir: Path,
     dataset_dir: Path,
@@ -118,9 +120,12 @@ def train(
     job.write()
     resumed_from = completed_steps(work_dir, recipe)
     outcome = _finished(work_dir) or _run(launch(job, observer, mirror), job, report)
-    curve = tuple(journal.steps())
-    if not curve or not math.isfinite(curve[-1].loss):
-        found = curve[-1].loss if curve else "not recorded"
+    # A run that went back and then stopped early has lines of steps that are not part of it any more.
+    curve = tuple(line for line in journal.steps() if line.step <= outcome.step)
+    # What a guard left out did nothing to the weights: its loss may be anything.
+    final = next((line.loss for line in reversed(curve) if line.skipped is None), None)
+    if final is None or not math.isfinite(final):
+        found = "not recorded" if final is None else final
         raise StepFailed(
             f"The loss of step {outcome.step} is {found}: training diverged.", hint="Lower optimizer.learning_rate."
         )
@@ -135,14 +140,14 @@ def train(
     if recipe.output.merge and recipe.method != "full":
         report(outcome.step, recipe.schedule.max_steps, "merging the adapter into its base")
         merged = merge_adapter(base_dir, output_dir, work_dir / MERGED)
-    validations = {line.step: line for line in journal.read(Validation)}
+    validations = {line.step: line for line in journal.read(Validation) if line.step <= outcome.step}
     used = outcome.best_step or outcome.step
     return TrainingResult(
         output_dir=output_dir,
         merged=merged,
         steps=outcome.step,
         used_step=used,
-        final_loss=curve[-1].loss,
+        final_loss=final,
         validation_loss=validations[used].loss if used in validations else None,
         curve=curve,
         validations=tuple(validations[step] for step in sorted(validations)),
@@ -157,6 +162,7 @@ def train(
     )
 
 
+@sigterm_as_interrupted()
 def train_until(
     step: int,
     base_dir: Path,
@@ -193,22 +199,33 @@ class Prepared:
 def prepare(
     base_dir: Path, dataset_dir: Path, recipe: Recipe, work_dir: Path, last_step: int, report: Report = no_report
 ) -> Prepared:
-    """Check the dataset, and write what the training processes read. Idempotent."""
+    """Check the dataset, and write what the training processes read. Idempotent. Raises `ConflictError` while somebody
+    trains there."""
     import yaml
 
     work_dir.mkdir(parents=True, exist_ok=True)
     report(0, recipe.schedule.max_steps, "reading the dataset")
-    train_file, validation_file = work_dir / "train.jsonl", None
-    # One step must not show an example twice. How many examples a pack takes is the plan's business.
-    needed = 1 if recipe.data.packing else recipe.schedule.global_batch_size
-    split = _usable_split(dataset_dir / "train.jsonl", base_dir, recipe, train_file, needed=needed)
-    if (dataset_dir / "validation.jsonl").is_file():
-        validation_file = work_dir / "validation-examples.jsonl"
-        _usable_split(dataset_dir / "validation.jsonl", base_dir, recipe, validation_file, recipe.data.validation_limit)
-    _start_afresh_on_other_inputs(work_dir, base_dir, train_file, validation_file, recipe)
-    job = Job(work_dir, base_dir, train_file, validation_file, recipe, last_step)
-    job.write()
-    replace_text(work_dir / CONFIG_FILE, yaml.safe_dump(automodel_config(recipe, base_dir, work_dir), sort_keys=False))
+    with alone(work_dir):
+        train_file, validation_file = work_dir / "train.jsonl", None
+        # One step must not show an example twice. How many examples a pack takes is the plan's business.
+        needed = 1 if recipe.data.packing else recipe.schedule.global_batch_size
+        split = _usable_split(dataset_dir / "train.jsonl", base_dir, recipe, train_file, needed=needed)
+        if (source := dataset_dir / "validation.jsonl").is_file():
+            # A curated dataset of a single conversation has the file, and nothing in it.
+            target, limit = work_dir / "validation-examples.jsonl", recipe.data.validation_limit
+            if _usable_split(source, base_dir, recipe, target, limit, needed=0).messages:
+                validation_file = target
+        if validation_file is None and recipe.schedule.result == "best":
+            raise InputError(
+                f"schedule.result = best needs validation examples; {dataset_dir} has no usable one.",
+                hint="Set schedule.result to last, raise data.max_length, or curate a longer window.",
+            )
+        _start_afresh_on_other_inputs(work_dir, base_dir, train_file, validation_file, recipe)
+        job = Job(work_dir, base_dir, train_file, validation_file, recipe, last_step)
+        job.write()
+        replace_text(
+            work_dir / CONFIG_FILE, yaml.safe_dump(automodel_config(recipe, base_dir, work_dir), sort_keys=False)
+        )
     return Prepared(job, split)
 
 
@@ -270,7 +287,7 @@ def _start_afresh_on_other_inputs(
         return
     for name in (CHECKPOINTS, EXPORT, OUTPUT, MERGED, "flight"):
         shutil.rmtree(work_dir / name, ignore_errors=True)
-    for name in (PROBES_FILE, OUTCOME_FILE, *(kind.FILE for kind in LINES)):
+    for name in (PROBES_FILE, OUTCOME_FILE, ROLL_BACKS_FILE, *(kind.FILE for kind in LINES)):
         (work_dir / name).unlink(missing_ok=True)
     mark.write_text(inputs, encoding="utf-8")
 

@@ -26,10 +26,11 @@ from sluice.provenance.artifacts import describe_directory
 from sluice.training.adapter import WEIGHTS
 from sluice.training.base_model import build_tiny_llama
 from sluice.training.job import CHECKPOINTS, EXPORT, Outcome
-from sluice.training.journal import Event, Journal, StepMetrics
+from sluice.training.journal import Event, Journal, StepMetrics, Validation
 from sluice.training.recipe import Recipe, load_recipe
 from sluice.training.safetensors_file import read_float32
-from tests.support.warm_ranks import LARGEST_FILE_VARIABLE, warm_ranks
+from sluice.training.train import train_until
+from tests.support.warm_ranks import LARGEST_FILE_VARIABLE, WarmLauncher, warm_ranks
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -330,3 +331,63 @@ def test_a_run_goes_on_with_another_number_of_processes(quiet: Run, tmp_path: Pa
     one, other = (read_float32(each.work / EXPORT / "model" / WEIGHTS) for each in (run, whole))
     for name, values in one.items():
         np.testing.assert_allclose(values, other[name], rtol=1e-3, atol=1e-5)
+
+
+def test_a_notice_is_heard_where_every_step_is_saved(quiet: Run, tmp_path: Path) -> None:
+    recipe = RECIPE.with_overrides({"checkpoints.every_steps": 1, "schedule.max_steps": 400})
+    run = Run(quiet.base, quiet.dataset, tmp_path / "work", quiet.address, recipe=recipe)
+    process = run.start()
+    while run.steps() < 3:
+        assert process.poll() is None, run.explanation()
+        time.sleep(0.003)
+    process.send_signal(signal.SIGTERM)
+    assert run.wait(process) == 75
+    outcome = Outcome.read(run.work)
+    assert outcome is not None, run.explanation()
+    assert outcome.kind == "interrupted"
+    assert f"step_{outcome.step:08d}" in {path.name for path in (run.work / CHECKPOINTS).iterdir()}
+
+
+def test_pauses_validate_and_change_nothing(quiet: Run, tmp_path: Path) -> None:
+    """Neither is a validation due at these steps, nor may their losses stop the run: they do not fall."""
+    recipe = RECIPE.with_overrides(
+        {
+            "schedule.validate_every_steps": 6,
+            "schedule.result": "best",
+            "guards.validation_loss.patience": 3,
+            "optimizer.learning_rate": 1e-9,
+            "optimizer.minimum_learning_rate": 0.0,
+        }
+    )
+    run = Run(quiet.base, quiet.dataset, tmp_path / "work", quiet.address, recipe=recipe)
+    straight = Run(quiet.base, quiet.dataset, tmp_path / "straight", quiet.address, recipe=recipe)
+    for step in (2, 4, 5, 9):
+        pause = train_until(
+            step,
+            run.base,
+            run.dataset,
+            recipe,
+            run.work,
+            launch=lambda job, observer, mirror: WarmLauncher(job, observer, mirror, address=run.address),
+        )
+        assert pause.validation_loss is not None
+        outcome = Outcome.read(run.work)
+        assert outcome is not None
+        assert (outcome.kind, outcome.step) == ("paused", step)
+    run.finish()
+    straight.finish()
+    assert run.losses() == straight.losses()
+    assert run.digest() == straight.digest()
+    assert Outcome.read(run.work) == Outcome.read(straight.work)
+    # The weights that come out were validated, whether or not the last step is a multiple of the interval.
+    assert [line.step for line in Journal(straight.work).read(Validation)] == [6, 12, 16]
+
+
+def test_dora_starts_from_the_base(quiet: Run, tmp_path: Path) -> None:
+    recipe = RECIPE.with_overrides({"method": "dora", "schedule.max_steps": 1, "schedule.validate_every_steps": None})
+    run = Run(quiet.base, quiet.dataset, tmp_path / "work", quiet.address, recipe=recipe)
+    run.finish()
+    [first] = Journal(run.work).steps()
+    # Before the first update an adapter of any method gives what the base gives, but for what dropout leaves out.
+    assert first.skipped is None
+    assert first.loss == pytest.approx(quiet.losses()[0], abs=1e-4)

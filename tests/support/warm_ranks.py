@@ -164,9 +164,11 @@ def run_rank(rank: int, wanted: dict[str, object]) -> None:
 
 
 def be_agent(address: Path, processes: int, work_dir: str, lock: str) -> int:
-    """Stands where torchrun stands: the launcher's child, which ends when the training processes have ended."""
-    # As with torchrun, what is told of a notice is a child of the process that was started.
-    if child := os.fork():
+    """Stands where torchrun stands: the launcher's child, which ends when the training processes have ended.
+
+    A notice goes to torchrun's children, past torchrun itself; so a child of this one stands for all of them.
+    """
+    if (child := os.fork()) != 0:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -198,7 +200,7 @@ def be_agent(address: Path, processes: int, work_dir: str, lock: str) -> int:
                 except ProcessLookupError:
                     pass
 
-        # The launcher signals its children; these here are the server's.
+        # The training processes are the server's children, which the launcher does not see.
         signal.signal(signal.SIGTERM, forward)
         answer = stream.readline()
     return 0 if answer.strip() == "0" else 1

@@ -128,3 +128,9 @@ def test_float8_leaves_projections_with_a_low_rank_pair_alone() -> None:
 def test_the_whole_is_plain_yaml(overrides: dict[str, Any]) -> None:
     config = translated(cluster(**overrides))
     assert yaml.safe_load(yaml.safe_dump(config)) == config
+
+
+def test_a_schedule_of_one_step_has_no_warm_up() -> None:
+    """AutoModel refuses a warm-up that is as long as the schedule."""
+    recipe = load_recipe("tiny").with_overrides({"schedule.max_steps": 1})
+    assert automodel_config(recipe, Path("/base"), Path("/work"))["lr_scheduler"]["lr_warmup_steps"] == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +14,11 @@ from sluice.infra.errors import IntegrityError, UnavailableError
 from sluice.infra.object_store import ObjectMissing
 from sluice.infra.transfer import Moved, ignore_moved
 from sluice.training.checkpoint_files import Checkpoint
-from sluice.training.checkpoint_mirror import CheckpointMirror, MirrorThread
+from sluice.training.checkpoint_mirror import CheckpointMirror, MirrorThread, mirrored
 from sluice.training.checkpoint_store import CheckpointStore
-from sluice.training.journal import Event
+from sluice.training.job import CHECKPOINTS, Job
+from sluice.training.journal import Event, Journal
+from sluice.training.recipe import load_recipe
 from sluice.training.recipe_sections import CheckpointSection
 from tests.support.directory_store import DirectoryStore
 from tests.support.faulty_store import FAULTS, FaultyStore, ProcessDied
@@ -189,6 +192,33 @@ def test_a_damaged_copy_is_not_restored_and_the_older_one_is(
     if which == "a.distcp":
         (sentence,) = there.told("checkpoint_damaged")
         assert sentence.startswith("The copy of step 20 in the object store is damaged and is not used: ")
+
+
+def test_what_a_roll_back_took_back_is_not_fetched_again(here: Machine, object_store: DirectoryStore) -> None:
+    """The launcher was killed between the roll-back and the removal of the copy: the newest copy is the spoilt one."""
+    mirror = CheckpointMirror(object_store, PREFIX)
+    mirror.upload(here.save(10, 0.9))
+    mirror.upload(here.save(20, 0.1))
+    here.store.discard_after(10)
+    assert mirror.restore(here.store) is None
+    assert here.steps() == [10]
+
+
+def test_another_machine_has_the_journal_of_all_attempts(tmp_path: Path, object_store: DirectoryStore) -> None:
+    mirror, recipe = CheckpointMirror(object_store, PREFIX), load_recipe("tiny")
+    first, second = (Job(tmp_path / name, tmp_path, tmp_path, None, recipe, 6) for name in ("first", "second"))
+    for job in (first, second):
+        job.work_dir.mkdir()
+    Journal(first.work_dir).write(Event("started", "Attempt 1."))
+    store = CheckpointStore(first.work_dir / CHECKPOINTS, recipe.checkpoints, Journal(first.work_dir).write)
+    folder = store.staging(2)
+    for path in Journal(first.work_dir).files():
+        shutil.copyfile(path, folder / path.name)
+    mirror.upload(store.publish(2, details={}))
+    with mirrored(second, mirror):
+        pass
+    kinds = [event.kind for event in Journal(second.work_dir).read(Event)]
+    assert kinds == ["started", "checkpoint"]
 
 
 def test_a_damaged_checkpoint_is_not_uploaded(here: Machine, object_store: DirectoryStore) -> None:

@@ -283,6 +283,20 @@ def test_a_roll_back_takes_newer_ones_back_and_says_which(run: Run) -> None:
     assert run.store.complete()[-1].digest not in run.store.discarded()
 
 
+def test_the_best_one_is_verified_before_it_is_used(run: Run) -> None:
+    run.policy = CheckpointSection(keep_last=5)
+    for step, loss in ((10, 0.7), (20, 0.5), (30, 0.9)):
+        run.save(step, loss)
+    shard = run.folder / "step_00000020" / SHARDS[0]
+    shard.write_bytes(b"\xff" + shard.read_bytes()[1:])
+    best = run.store.best()
+    assert best is not None
+    assert best.step == 10
+    assert run.steps() == [10, 30]
+    [told] = run.told("checkpoint_damaged")
+    assert told.endswith("The one of step 10 is tried next.")
+
+
 def test_a_step_saved_twice_is_one_checkpoint(run: Run) -> None:
     run.save(10)
     first = run.store.newest_good()

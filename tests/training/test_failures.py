@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sluice.training.failures import DeadRanks, find_cause
+from sluice.training.failures import DeadRanks, find_cause, is_echo
 
 FIRST = "Traceback (most recent call last):\n  File 'x.py', line 1, in f\n    g()\nRuntimeError: mat1 and mat2\n"
 ECHO = "Traceback (most recent call last):\n  File 'y.py'\nRuntimeError: [gloo/pair.cc] Connection closed by peer\n"
@@ -44,3 +44,17 @@ def test_dead_processes_are_told_once_with_the_restarts_that_are_left(tmp_path: 
     [event] = dead.new()
     assert event.sentence == "Training process 0 (pid 4712) ended with exit code 70."
     assert list(dead.new()) == []
+
+
+def test_a_process_that_wants_to_start_again_did_not_die(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_bytes(
+        b"failed (exitcode: 77) local_rank: 0 (pid: 1) of\nfailed (exitcode: -9) local_rank: 1 (pid: 2) of\n"
+    )
+    [event] = DeadRanks(log, 0, restarts=1).new()
+    assert "0 restarts are left" in event.sentence
+
+
+def test_a_process_that_waited_for_another_one_in_vain_is_an_echo() -> None:
+    assert is_echo("DistStoreError: Timed out after 601 seconds waiting for clients. 1/2 clients joined.")
+    assert not is_echo("ValueError: the learning rate is a fish")

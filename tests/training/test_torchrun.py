@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from sluice.infra.errors import ConflictError, Interrupted, SluiceError, StepFailed
+from sluice.training.flight import finding_file
 from sluice.training.job import Job
 from sluice.training.journal import Line
 from sluice.training.recipe import load_recipe
@@ -102,7 +103,8 @@ def test_a_failure_that_would_come_again_is_not_restarted(tmp_path: Path) -> Non
     )
     started = time.monotonic()
     with pytest.raises(StepFailed, match="no such module"):
-        launcher(tmp_path, script, notice_s=0.2).run()
+        # Deaf to SIGTERM, as torchrun is while it starts the processes again.
+        launcher(tmp_path, "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);" + script, notice_s=50).run()
     assert time.monotonic() - started < 30
 
 
@@ -118,6 +120,20 @@ def test_a_failure_carries_its_cause_and_the_log(tmp_path: Path) -> None:
         launcher(tmp_path, "raise ValueError('the learning rate is a fish')").run()
     assert "ValueError: the learning rate is a fish" in caught.value.message
     assert str(tmp_path / "train.log") in caught.value.hint
+
+
+def test_a_hang_of_an_earlier_attempt_is_not_this_ones_cause(tmp_path: Path) -> None:
+    finding_file(tmp_path).parent.mkdir()
+    finding_file(tmp_path).write_text("Rank 1 never joined.")
+    with pytest.raises(StepFailed, match="exit code 3"):
+        launcher(tmp_path, "raise SystemExit(3)").run()
+
+
+def test_a_roll_back_to_the_start_takes_no_restart_from_dead_processes(tmp_path: Path) -> None:
+    recipe = load_recipe("tiny").with_overrides({"guards.ranks.restarts": 0, "guards.not_finite.policy": "roll_back"})
+    job = replace(launcher(tmp_path, "").job, recipe=recipe)
+    # not_finite and loss_corridor, each at most two before the third stops the run.
+    assert "--max-restarts=4" in TorchrunLauncher(job).describe()
 
 
 def test_the_cause_is_of_this_attempt(tmp_path: Path) -> None:
@@ -197,8 +213,11 @@ def test_a_notice_goes_to_the_training_processes_and_what_they_saved_is_told(tmp
 def test_processes_that_do_not_save_in_time_are_ended(tmp_path: Path) -> None:
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
     deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
+    started = time.monotonic()
     with pytest.raises(Interrupted, match="could not save in time"):
-        launcher(tmp_path, deaf, notice_s=0.3).run()
+        launcher(tmp_path, deaf, notice_s=3.0).run()
+    # The notice is over once, not once for saving and once for stopping: the machine is gone by then.
+    assert time.monotonic() - started < 6.0
     assert not is_running(wait_for(tmp_path / "pid"))
 
 
