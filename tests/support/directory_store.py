@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -74,7 +75,10 @@ class DirectoryStore:
         for path in sorted(p for p in self.root.rglob("*") if p.is_file() and not p.name.startswith(".put-")):
             key = path.relative_to(self.root).as_posix()
             if key.startswith(prefix):
-                yield ObjectInfo(key, path.stat().st_size, path.stat().st_mtime)
+                # Deleted by another thread while this one lists: a listing of S3 does not break of that.
+                with suppress(FileNotFoundError):
+                    found = path.stat()
+                    yield ObjectInfo(key, found.st_size, found.st_mtime)
 
     def delete(self, key: str) -> None:
         self._path(key).unlink(missing_ok=True)
