@@ -123,6 +123,9 @@ def _method(recipe: Recipe) -> dict[str, Json]:
         "alpha": lora.alpha,
         "dropout": lora.dropout,
         "use_dora": recipe.method == "dora",
+        # Not to keep the smaller product of a pair but to compute it again saves memory on accelerators; on a processor
+        # it costs time and saves what nobody lacks.
+        "use_memory_efficient_lora": _on_accelerators(recipe),
         # One fused kernel for both products of a pair. It needs CUDA, and whole matrices in a plain layer
         # (infrastructure.py:159 switches it off with tp and pp, _peft/lora.py:492 for DoRA).
         "use_triton": _on_accelerators(recipe) and parallelism.tp == parallelism.pp == 1 and recipe.method == "lora",
