@@ -117,7 +117,9 @@ class Preflight:
             self._follow()
         gathered = [Facts(**json.loads(self._store.get(f"facts/{rank}"))) for rank in range(self._place.world)]
         floor = floor_of(self._node_type, self._place.nodes)
-        self._conclude(judge(gathered, self._rungs, NODE_TYPES.get(self._node_type), floor), gathered)
+        node = NODE_TYPES.get(self._node_type)
+        # A machine without accelerators has no devices to count.
+        self._conclude(judge(gathered, self._rungs, node if node and node.accelerators else None, floor), gathered)
 
     def _open_store(self) -> Any:
         from torch.distributed import PrefixStore, TCPStore

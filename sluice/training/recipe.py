@@ -37,6 +37,7 @@ from sluice.training.recipe_sections import (
     SampleSection,
     ScheduleSection,
     Section,
+    ValidationGuard,
 )
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -124,15 +125,19 @@ def parse_recipe(text: str, source: str) -> Recipe:
     return _validated(read.values, source, read.lines, [*read.problems, *_given_in_vain(read.values)])
 
 
+_NO_LORA: Json = LoraSection().model_dump(mode="json")
+
+
 def _given_in_vain(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a file says and the rest of it makes meaningless; once defaults are filled in, nobody can tell."""
-    if values.get("method") == "full" and "lora" in values:
+    """What a file says and the rest of it makes meaningless. A default that is written out says nothing."""
+    if values.get("method") == "full" and values.get("lora", _NO_LORA) != _NO_LORA:
         yield "lora", "means nothing with method full, which trains every weight; leave the section out"
     schedule, guards = values.get("schedule"), values.get("guards")
     guard = guards.get("validation_loss") if isinstance(guards, dict) else None
     budget = values.get("budget")
     once = isinstance(schedule, dict) and schedule.get("validate_every_steps") is None
-    if once and isinstance(guard, dict) and "patience" in guard:
+    usual = ValidationGuard().patience
+    if once and isinstance(guard, dict) and guard.get("patience", usual) != usual:
         yield "guards.validation_loss.patience", "needs schedule.validate_every_steps: one validation is no series"
     notice, minutes = (budget.get("notice_s"), budget.get("timeout_minutes")) if isinstance(budget, dict) else (0, 0)
     if isinstance(notice, int | float) and isinstance(minutes, int | float) and notice >= minutes * 60 > 0:

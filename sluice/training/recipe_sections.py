@@ -74,7 +74,7 @@ class ScheduleSection(Section):
     max_steps: int = Field(ge=1, description="optimizer steps of the whole run")
     global_batch_size: int = Field(8, ge=1, description="rows of one step over all processes")
     micro_batch_size: int = Field(4, ge=1, description="rows of one forward pass of one process")
-    validate_every_steps: int | None = Field(None, ge=1, description="empty: once, after the last step")
+    validate_every_steps: int | None = Field(None, ge=1, description="besides the last step, which always is")
     result: Literal["last", "best"] = Field("last", description="weights of the last step, or of the lowest val. loss")
 
 

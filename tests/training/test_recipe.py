@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
 from sluice.infra.errors import InputError
 from sluice.training.recipe import RECIPES, Recipe, load_recipe, parse_recipe
@@ -69,3 +70,10 @@ def test_the_digest_is_of_what_decides_the_weights() -> None:
     assert recipe.digest == recipe.with_overrides({"optimizer.weight_decay": 0}).digest
     assert recipe.digest != recipe.with_overrides({"seed": 1}).digest
     assert recipe.digest != recipe.with_overrides({"optimizer.learning_rate": 2e-3}).digest
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_a_recipe_written_out_in_full_is_the_same_recipe(name: str) -> None:
+    """As `reproduce` and a sweep write it."""
+    recipe = load_recipe(name)
+    assert parse_recipe(yaml.safe_dump(recipe.to_json()), "written.yaml") == recipe
