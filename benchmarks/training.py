@@ -10,7 +10,7 @@ are the ratios of medians within one round. The bare loop is timed with all scor
 latter is the fair one.
 
 Besides: start-up until the first step, what a checkpoint costs, and what packing brings in answer tokens a second.
-About twelve minutes on two cores that do nothing else (`--quick`: three). A result with another load is worth nothing.
+About fifteen minutes on two cores that do nothing else (`--quick`: three). A result with another load is worth nothing.
 """
 
 from __future__ import annotations
