@@ -34,7 +34,7 @@ from sluice.training.rank_probe import judge
 from sluice.training.rank_probe import probe as speed_probe
 from sluice.training.roll_backs import RollBacks
 from sluice.training.round_trip import PROBES_FILE, probe, write_probes
-from sluice.training.samples import answer, read_prompts
+from sluice.training.samples import Prompt, answer, read_prompts
 from sluice.training.watch import Watch
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         self._learning_rate = 0.0
         self._saved_step = self._validated_step = 0
         self._first_step = True
+        # Read at the first validation: a large tokenizer takes a second to load.
+        self._prompts: list[Prompt] | None = None
 
     # ---- building and resuming
 
@@ -278,8 +280,9 @@ class FineTuning(train_ft.TrainFinetuneRecipeForNextTokenPrediction):  # type: i
         if not settings.prompts or self.job.validation_file is None or sharded:
             return
         with self.watch.allow("samples", LONG_S):
-            prompts = read_prompts(self.job.validation_file, self.job.base_dir, settings.prompts)
-            for number, prompt in enumerate(prompts):
+            if self._prompts is None:
+                self._prompts = read_prompts(self.job.validation_file, self.job.base_dir, settings.prompts)
+            for number, prompt in enumerate(self._prompts):
                 text = answer(self.model_parts[0], prompt, settings.max_tokens, self.dist_env.device)
                 if self.dist_env.is_main:
                     self.journal.write(Sample(step, number, prompt.text, text, prompt.reference))

@@ -27,7 +27,7 @@ from sluice.training.cluster_shapes import NodeShape, shape_of
 from sluice.training.fabric import fabric_environment
 from sluice.training.recipe import Recipe
 
-INTERRUPTED = 75
+INTERRUPTED = Interrupted.exit_code
 """Exit code (EX_TEMPFAIL) of a node that saved after a notice: run again to continue."""
 RENDEZVOUS_PORT = 29500
 """Where process 0's store listens: the port that Kubeflow's runtimes use."""

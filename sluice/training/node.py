@@ -17,7 +17,7 @@ from pathlib import Path
 from sluice.infra.errors import InputError, SluiceError
 from sluice.training.checkpoint_mirror import CheckpointMirror
 from sluice.training.job import Job
-from sluice.training.launcher import sigterm_as_interrupted
+from sluice.training.launcher import RENDEZVOUS_PORT, sigterm_as_interrupted
 from sluice.training.node_types import dollars_per_hour
 from sluice.training.preflight_launch import PreflightPlan, require_passed, run_preflight
 from sluice.training.torchrun import Rendezvous, TorchrunLauncher
@@ -37,7 +37,7 @@ def rendezvous_of(environment: Mapping[str, str]) -> Rendezvous:
     for name in ("PET_MASTER_ADDR", "PET_NODE_RANK"):
         if not environment.get(name):
             raise InputError(f"PET_NNODES is {environment['PET_NNODES']}, but {name} is not set.")
-    port = _number(environment, "PET_MASTER_PORT", "29500")
+    port = _number(environment, "PET_MASTER_PORT", str(RENDEZVOUS_PORT))
     endpoint = f"{environment['PET_MASTER_ADDR']}:{port}"
     return Rendezvous(int(environment["PET_NNODES"]), int(_number(environment, "PET_NODE_RANK", "0")), endpoint)
 

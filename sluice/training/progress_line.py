@@ -19,27 +19,27 @@ WARNING_STEPS = 10
 
 
 class ProgressLine:
-    """Tells `report` how far a run is. `devices` are accelerators, or processes without any."""
+    """Tells `report` how far a run is, as `figures` count it. `devices` are accelerators, or processes without any."""
 
     def __init__(self, report: Report, *, max_steps: int, devices: int, dollars_per_hour: float | None = None) -> None:
         self._report = report
-        self._figures = RunFigures(max_steps, devices, dollars_per_hour)
+        self.figures = RunFigures(max_steps, devices, dollars_per_hour)
         self._trouble: Event | None = None
 
     def see(self, lines: Iterable[Line]) -> None:
         seen = list(lines)
-        self._figures.see(seen)
+        self.figures.see(seen)
         for line in seen:
             if isinstance(line, Event) and line.level in ("warning", "error"):
                 self._trouble = line
             elif isinstance(line, Event) and line.kind == "started":
                 self._trouble = None
         if seen:
-            self._report(self._figures.steps_done, self._figures.max_steps, self.text())
+            self._report(self.figures.steps_done, self.figures.max_steps, self.text())
 
     def text(self) -> str:
         """The facts and, on a line of its own, the last warning or error while it is fresh."""
-        figures = self._figures
+        figures = self.figures
         facts = _facts(figures, figures.step) if figures.step else _before_first_step(figures)
         trouble = self._trouble
         if trouble is not None and trouble.level == "warning" and figures.steps_done - trouble.step > WARNING_STEPS:

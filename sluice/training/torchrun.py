@@ -180,10 +180,9 @@ class TorchrunLauncher:
         job, started = self.job, time.monotonic()
         reader, before = JournalReader(job.work_dir, from_end=True), JournalReader(job.work_dir).new()
         world = job.recipe.parallelism.world_size
-        figures = RunFigures(job.last_step, world, self.price_per_hour)
         line = ProgressLine(report, max_steps=job.last_step, devices=world, dollars_per_hour=self.price_per_hour)
-        observers: list[Observer] = [figures, line, *([self.observer] if self.observer else [])]
-        figures.see(before)
+        observers: list[Observer] = [line, *([self.observer] if self.observer else [])]
+        figures = line.figures
         line.see(before)
         dead = DeadRanks(self.log, attempt_start, job.recipe.guards.ranks.restarts)
         told: set[int] = set()

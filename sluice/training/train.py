@@ -13,7 +13,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from sluice.infra.errors import InputError, StepFailed
@@ -115,9 +115,9 @@ def train(
     """
     started = time.monotonic()
     sized = recipe if processes is None else recipe.with_overrides({"parallelism.processes": processes})
-    prepared = prepare(base_dir, dataset_dir, sized, work_dir, recipe.schedule.max_steps, report)
-    job, journal = replace(prepared.job, mirror=mirror.prefix if mirror else None), Journal(work_dir)
-    job.write()
+    copies = mirror.prefix if mirror else None
+    prepared = prepare(base_dir, dataset_dir, sized, work_dir, recipe.schedule.max_steps, report, copies)
+    job, journal = prepared.job, Journal(work_dir)
     resumed_from = completed_steps(work_dir, recipe)
     outcome = _finished(work_dir) or _run(launch(job, observer, mirror), job, report)
     # A run that went back and then stopped early has lines of steps that are not part of it any more.
@@ -197,10 +197,18 @@ class Prepared:
 
 
 def prepare(
-    base_dir: Path, dataset_dir: Path, recipe: Recipe, work_dir: Path, last_step: int, report: Report = no_report
+    base_dir: Path,
+    dataset_dir: Path,
+    recipe: Recipe,
+    work_dir: Path,
+    last_step: int,
+    report: Report = no_report,
+    mirror: str | None = None,
 ) -> Prepared:
-    """Check the dataset, and write what the training processes read. Idempotent. Raises `ConflictError` while somebody
-    trains there."""
+    """Check the dataset, and write what the training processes read; `mirror` is where copies of checkpoints go.
+
+    Idempotent. Raises `ConflictError` while somebody trains there.
+    """
     import yaml
 
     work_dir.mkdir(parents=True, exist_ok=True)
@@ -221,7 +229,7 @@ def prepare(
                 hint="Set schedule.result to last, raise data.max_length, or curate a longer window.",
             )
         _start_afresh_on_other_inputs(work_dir, base_dir, train_file, validation_file, recipe)
-        job = Job(work_dir, base_dir, train_file, validation_file, recipe, last_step)
+        job = Job(work_dir, base_dir, train_file, validation_file, recipe, last_step, mirror)
         job.write()
         replace_text(
             work_dir / CONFIG_FILE, yaml.safe_dump(automodel_config(recipe, base_dir, work_dir), sort_keys=False)
