@@ -1,7 +1,6 @@
 """Answers of a release to the held-out questions, through the server that would serve them."""
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
-import json
 from pathlib import Path
 
 from kfp import dsl
@@ -33,12 +32,12 @@ def evaluate_step(running: Task, *, release: str, base: str, prompts: str, suite
     def work(folder: Path) -> StepOutput:
         from sluice.components.served import loaded, vllm_url
         from sluice.evaluation.answers import Prompt, generate_answers, write_answers
+        from sluice.evaluation.items import ITEMS_FILE, read_items
         from sluice.serving.vllm import VllmClient
 
         workspace = running.workspace
-        lines = workspace.file(prompts, "prompts.jsonl").decode().split("\n")
-        rows = {row["item_id"]: row["messages"] for row in map(json.loads, filter(None, lines))}
-        items = [Prompt(item, tuple(rows[item])) for item in chosen.select(rows)]
+        rows = {item.id: item for item in read_items(workspace.folder(prompts) / ITEMS_FILE)}
+        items = [Prompt(item, rows[item].messages) for item in chosen.select(rows)]
         client = VllmClient(vllm_url(settings))
         with loaded(workspace, release, base, client) as name:
             found = generate_answers(
@@ -65,6 +64,7 @@ def evaluate_step(running: Task, *, release: str, base: str, prompts: str, suite
         rooms=(
             "evaluation.answers",
             "evaluation.outcomes",
+            "evaluation.items",
             "serving.adapters",
             "serving.vllm",
             "serving.vllm_worker",

@@ -18,6 +18,7 @@ def gate(
     index: str,
     suite: str,
     items: dsl.Input[dsl.Dataset],
+    prompts: dsl.Input[dsl.Dataset],
     dataset: dsl.Input[dsl.Dataset],
     training: dsl.Input[dsl.Artifact],
     candidate_answers: dsl.Input[dsl.Dataset],
@@ -37,6 +38,7 @@ def gate(
             index=index,
             suite=suite,
             items=digest_of(items),
+            prompts=digest_of(prompts),
             dataset=digest_of(dataset),
             training=digest_of(training),
             candidate_answers=digest_of(candidate_answers),
@@ -55,6 +57,7 @@ def gate_step(
     index: str,
     suite: str,
     items: str,
+    prompts: str,
     dataset: str,
     training: str,
     candidate_answers: str,
@@ -68,21 +71,20 @@ def gate_step(
 
     def work(folder: Path) -> StepOutput:
         from sluice.components.gate_report import report_context
-        from sluice.curation.holdout import read_holdout
+        from sluice.evaluation.answer_metrics import score_answers
         from sluice.evaluation.answers import read_answers
         from sluice.evaluation.comparison import compare
         from sluice.evaluation.gate import Subjects, decide
-        from sluice.evaluation.metrics import score
+        from sluice.evaluation.items import ITEMS_FILE, read_items
         from sluice.evaluation.report import pick_examples, write_report
 
         workspace = running.workspace
-        held = {item.id: item for item in read_holdout(workspace.folder(items))}
-        asked = chosen.select(held)
-        references = {item: held[item].reference for item in asked}
+        held = {item.id: item for item in read_items(workspace.folder(prompts) / ITEMS_FILE)}
+        asked = [held[item] for item in chosen.select(held)]
         new = read_answers(workspace.folder(candidate_answers) / "answers.jsonl")
         old = read_answers(workspace.folder(champion_answers) / "answers.jsonl")
         comparison = compare(
-            score(old, references, chosen.metrics), score(new, references, chosen.metrics), chosen.policy
+            score_answers(old, asked, chosen.metrics), score_answers(new, asked, chosen.metrics), chosen.policy
         )
         subjects = Subjects(
             candidate=candidate,
@@ -90,8 +92,7 @@ def gate_step(
             holdout=items,
             suite=chosen.digest,
             index=index,
-            candidate_answers=candidate_answers,
-            champion_answers=champion_answers,
+            evidence={"candidate-answers": candidate_answers, "champion-answers": champion_answers},
         )
         decided = decide(
             comparison,
@@ -103,8 +104,8 @@ def gate_step(
         examples = pick_examples(
             decided,
             comparison,
-            questions={item: held[item].question for item in asked},
-            references=references,
+            questions={item.id: item.question for item in asked},
+            references={item.id: item.reference for item in asked},
             champion=old,
             candidate=new,
         )
@@ -125,7 +126,7 @@ def gate_step(
     def decided_after(lapsed: str | None) -> StepRecord:
         return running.step(
             "gate",
-            rooms=("evaluation", "curation.holdout", "components.gate", "components.gate_report"),
+            rooms=("evaluation", "components.gate", "components.gate_report"),
             parameters={
                 "suite": chosen.digest,
                 "valid_hours": settings.release.decision_valid_hours,
@@ -136,6 +137,7 @@ def gate_step(
                 "champion": champion,
                 "index": index,
                 "holdout": items,
+                "prompts": prompts,
                 "dataset": dataset,
                 "training": training,
                 "candidate_answers": candidate_answers,

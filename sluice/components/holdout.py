@@ -71,6 +71,7 @@ def holdout_prompts(running: Task, *, items: str, index: str, asked: int) -> str
     def build(folder: Path) -> StepOutput:
         from sluice.components.index_alias import vectors_uri
         from sluice.curation.holdout import read_holdout
+        from sluice.evaluation.items import ITEMS_FILE, Item, write_items
         from sluice.rag.milvus import collection_name
         from sluice.rag.prompt import PROMPT_VERSION, build_messages
         from sluice.rag.retrieve import Retriever
@@ -79,17 +80,20 @@ def holdout_prompts(running: Task, *, items: str, index: str, asked: int) -> str
         held = read_holdout(workspace.folder(items))
         retriever = Retriever(vectors_uri(workspace), collection_name(workspace.settings.application, index))
         found = retriever.retrieve_many([item.question for item in held], k=PASSAGES)
-        with (folder / "prompts.jsonl").open("w", encoding="utf-8") as stream:
-            for item, retrieval in zip(held, found, strict=True):
-                messages = build_messages(item.question, [passage.text for passage in retrieval.passages])
-                stream.write(json.dumps({"item_id": item.id, "messages": messages}, ensure_ascii=False) + "\n")
+        asked = []
+        for item, retrieval in zip(held, found, strict=True):
+            passages = tuple(passage.text for passage in retrieval.passages)
+            messages = tuple(build_messages(item.question, list(passages)))
+            slices = {"category": item.category} if item.category else {}
+            asked.append(Item(item.id, item.question, item.reference, messages, passages, slices))
+        write_items(folder / ITEMS_FILE, asked)
         metadata = {"holdout": items, "index": index, "prompt_version": PROMPT_VERSION}
         manifest = workspace.artifacts.put_directory(folder, "prompts", metadata)
         return StepOutput({"prompts": manifest.digest}, {"prompts": len(held)})
 
     record = running.step(
         "holdout-prompts",
-        rooms=("rag.prompt", "rag.retrieve", "rag.embed", "components.holdout"),
+        rooms=("rag.prompt", "rag.retrieve", "rag.embed", "evaluation.items", "components.holdout"),
         parameters={"passages": PASSAGES},
         inputs={"holdout": items, "index": index},
         function=build,

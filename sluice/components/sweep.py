@@ -21,8 +21,6 @@ from sluice.provenance.steps import StepOutput
 if TYPE_CHECKING:
     from sluice.training.sweep import SweepPlan
 
-PROMPTS, REFERENCES = "prompts.jsonl", "references.json"
-
 
 @component
 def selection(dataset: dsl.Input[dsl.Dataset], base: str, plan: str, prompts: dsl.Output[dsl.Dataset]) -> str:
@@ -96,18 +94,19 @@ class Row:
 def selection_step(running: Task, *, dataset: str) -> str:
     """Digest of the selection: prompts of the dataset's validation split, and the answers they should get."""
 
+    from sluice.evaluation.items import ITEMS_FILE, Item, write_items
+
     def build(folder: Path) -> StepOutput:
         lines = running.workspace.file(dataset, "validation.jsonl").decode().split("\n")
         rows = [json.loads(line) for line in lines if line]
         if not rows:
             raise InputError("The dataset has no validation split to choose trials by.", hint="Raise validation_share.")
-        prompts = [{"item_id": row["id"], "messages": row["messages"][:-1]} for row in rows]
-        references = {row["id"]: row["messages"][-1]["content"] for row in rows}
-        files = {
-            PROMPTS: b"".join(canonical_json(prompt) + b"\n" for prompt in prompts),
-            REFERENCES: canonical_json(references),
-        }
-        made = running.workspace.artifacts.put_files(files, "selection", {"dataset": dataset})
+        items = []
+        for row in rows:
+            *asked, answer = row["messages"]
+            items.append(Item(row["id"], asked[-1]["content"], answer["content"], tuple(asked)))
+        write_items(folder / ITEMS_FILE, items)
+        made = running.workspace.artifacts.put_directory(folder, "selection", {"dataset": dataset})
         return StepOutput({"selection": made.digest}, {"items": len(rows)})
 
     record = running.step(
@@ -142,8 +141,9 @@ def open_page(running: Task, plan: "SweepPlan", *, dataset: str, base: str) -> s
 def score_step(running: Task, *, release: str, base: str, prompts: str, suite: str) -> str:
     """The mean of the suite's main metric over the selection as text. A trial without any scored item has none."""
     from sluice.components.evaluate import evaluate_step
+    from sluice.evaluation.answer_metrics import score_answers
     from sluice.evaluation.answers import read_answers
-    from sluice.evaluation.metrics import score as score_answers
+    from sluice.evaluation.items import ITEMS_FILE, read_items
     from sluice.evaluation.suite import find_suite
 
     if release == STOPPED:
@@ -152,10 +152,10 @@ def score_step(running: Task, *, release: str, base: str, prompts: str, suite: s
     chosen = find_suite(suite)
     metric = chosen.policy.main_metric
     answers = evaluate_step(running, release=release, base=base, prompts=prompts, suite=suite)
-    references = json.loads(running.workspace.file(prompts, REFERENCES))
-    asked = {item: references[item] for item in chosen.select(references)}
+    items = {item.id: item for item in read_items(running.workspace.folder(prompts) / ITEMS_FILE)}
+    asked = [items[item] for item in chosen.select(items)]
     found = score_answers(read_answers(running.workspace.folder(answers) / "answers.jsonl"), asked, [metric])
-    values = [value for value in found.values[metric] if value is not None]
+    values = [value for value in found.columns[metric].values.values() if value is not None]
     # As in the gate: more items without a score than the policy allows is no result.
     if len(asked) - len(values) > chosen.policy.error_budget * len(asked) or not values:
         running.say(f"only {len(values)} of {len(asked)} answers could be scored: no result")
@@ -182,12 +182,11 @@ def choose_step(
 
     Raises `StepFailed` when no trial has a score.
     """
-    from sluice.evaluation.metrics import METRICS
     from sluice.evaluation.suite import find_suite
     from sluice.training.recipe import load_recipe
 
     chosen_suite = find_suite(suite)
-    metric = METRICS[chosen_suite.policy.main_metric]
+    metric = chosen_suite.catalogue[chosen_suite.policy.main_metric]
     rows = rank(plan, losses=losses, adapters=adapters, scores=scores, higher_is_better=metric.higher_is_better)
     best = rows[0]
     if best.score is None or best.adapter is None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from sluice.curation.trace_store import Feedback, TraceStore, add_feedback
 from sluice.demo.assistant import Assistant, Reply
-from sluice.evaluation.metrics import token_f1
+from sluice.evaluation.answer_metrics import token_f1
 from sluice.infra.progress import Report, no_report
 from sluice.rag.corpus import FaqItem
 

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sluice.evaluation.comparison import MetricComparison
-from sluice.evaluation.metrics import METRICS
-from sluice.evaluation.suite import NonInferiority, Superiority
+from sluice.evaluation.policy import AnyCheck
 from sluice.infra.page_style import BAD, BEFORE, FIGURE_STYLE, GOOD, INK, NOW, QUIET, UNSURE, Drawing, drawn
 
 CHAMPION, CANDIDATE = BEFORE, NOW
@@ -33,7 +32,7 @@ def paired_drawing(one: MetricComparison) -> Drawing:
     import numpy as np
     from matplotlib.figure import Figure
 
-    metric = METRICS[one.metric]
+    metric = one.metric
     gains = np.sort(np.array(one.gains, dtype=np.float64))[::-1]
     with mpl.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(10, 2.9), layout="constrained")
@@ -76,13 +75,15 @@ def training_drawing(points: Sequence[TrainingPoint]) -> Drawing:
         return drawn(figure)
 
 
-def interval_svg(one: MetricComparison, check: Superiority | NonInferiority | None, verdict: str) -> str:
+def interval_svg(one: MetricComparison, check: AnyCheck | None, verdict: str) -> str:
     """A table cell: the interval of the difference, on a scale that holds 0 and the margin. Shaded: what is needed."""
     if one.low is None or one.high is None or one.difference is None:
         return ""
-    sign = 1 if METRICS[one.metric].higher_is_better else -1
+    sign = 1 if one.metric.higher_is_better else -1
     threshold = (
-        None if check is None else sign * (check.minimum_effect if check.rule == "superiority" else -check.margin)
+        None
+        if check is None or check.rule == "limit"
+        else sign * (check.minimum_effect if check.rule == "superiority" else -float(check.margin))
     )
     marks = [0.0, one.low, one.high] + ([] if threshold is None else [threshold])
     reach = max(max(marks) - min(marks), 1e-9)

@@ -7,14 +7,15 @@ few items, too many errors, a number that is none, or an interval that straddles
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from sluice.evaluation import wording
 from sluice.evaluation.comparison import Comparison, MetricComparison
-from sluice.evaluation.metrics import METRICS
-from sluice.evaluation.suite import NonInferiority, Policy, Superiority
+from sluice.evaluation.policy import AnyCheck, NonInferiority, Policy, Superiority
+from sluice.evaluation.scores import Metric
 from sluice.infra.errors import InputError
 from sluice.provenance.canonical import Json, require_digest
 
@@ -25,39 +26,60 @@ DECISION_VERSION = 1
 
 @dataclass(frozen=True)
 class Subjects:
-    """Digests of what a decision rests on. `index` is None for an application that retrieves nothing."""
+    """Digests of what a decision rests on. `index` is None for an application that retrieves nothing; `evidence` has
+    the measurements by name (`evaluation`, `benchmark-candidate`, `calibration`, ...)."""
 
     candidate: str
     champion: str
     holdout: str
     suite: str
     index: str | None = None
-    candidate_answers: str | None = None
-    champion_answers: str | None = None
+    evidence: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            found = getattr(self, field.name)
-            if found is not None:
-                require_digest(found, field.name)
+        for name, digest in self.digests().items():
+            require_digest(digest, name)
+
+    def digests(self) -> dict[str, str]:
+        """All digests by name."""
+        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "evidence"}
+        return {name: digest for name, digest in own.items() if digest is not None} | dict(self.evidence)
+
+    def to_json(self) -> Json:
+        own = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {**own, "evidence": dict(sorted(self.evidence.items()))}
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check of the policy: its verdict, what it needs, and why it came out so."""
+    """One check of the policy on one slice: its verdict, what it needs, and why it came out so.
 
-    check: Superiority | NonInferiority
+    `advisory`: it does not gate, because the policy says so or for the reason in `demoted`.
+    """
+
+    check: AnyCheck
+    slice: str
+    advisory: bool
     verdict: Verdict
     reason: str
     evidence: MetricComparison | None
+    demoted: str = ""
+
+    @property
+    def title(self) -> str:
+        """`Token F1`, or `Token F1 in category=permits`."""
+        name = self.evidence.metric.title if self.evidence else self.check.metric
+        return f"{name} in {self.slice}" if self.slice else name
 
     def to_json(self) -> Json:
         found = self.evidence
         return {
             "metric": self.check.metric,
+            "slice": self.slice,
             "rule": self.check.rule,
-            "advisory": self.check.advisory,
-            "need": wording.need(self.check),
+            "advisory": self.advisory,
+            "demoted": self.demoted,
+            "need": wording.need(self.check, found.metric if found else None),
             "verdict": self.verdict,
             "reason": self.reason,
             "n": found.n if found else 0,
@@ -90,7 +112,7 @@ class Decision:
     def reasons(self) -> tuple[str, ...]:
         """One sentence for each gating check, those that stand in the way first; then the advisory ones."""
         order = {"fail": 0, "inconclusive": 1, "pass": 2}
-        ranked = sorted(self.checks, key=lambda result: (result.check.advisory, order[result.verdict]))
+        ranked = sorted(self.checks, key=lambda result: (result.advisory, order[result.verdict]))
         return tuple(result.reason for result in ranked)
 
     def with_report(self, digest: str) -> Decision:
@@ -105,7 +127,7 @@ class Decision:
             "reasons": list(self.reasons),
             "checks": [result.to_json() for result in self.checks],
             "items": self.total,
-            **{field.name: getattr(self.subjects, field.name) for field in fields(self.subjects)},
+            **self.subjects.to_json(),
             "report": self.report,
             "policy": self.policy.model_dump(mode="json"),
             "created": self.created,
@@ -126,14 +148,14 @@ def decide(
     if comparison.confidence != policy.confidence:
         raise InputError(f"The comparison has confidence {comparison.confidence}, the policy {policy.confidence}.")
     checks = tuple(_judge(check, comparison, policy) for check in policy.checks)
-    gating = [result for result in checks if not result.check.advisory]
+    gating = [result for result in checks if not result.advisory]
     verdict: Verdict = "inconclusive"
     if any(result.verdict == "fail" for result in gating):
         verdict = "fail"
     elif gating and all(result.verdict == "pass" for result in gating):
         verdict = "pass"
     created = now.astimezone(UTC).replace(microsecond=0)
-    expires = created + timedelta(hours=min(policy.valid_hours, longest_valid_hours))
+    expires = created + timedelta(hours=min(policy.valid_days * 24, longest_valid_hours))
     return Decision(
         verdict,
         _summary(verdict, gating, comparison.total),
@@ -146,19 +168,24 @@ def decide(
     )
 
 
-def _judge(check: Superiority | NonInferiority, comparison: Comparison, policy: Policy) -> CheckResult:
+def _judge(check: AnyCheck, comparison: Comparison, policy: Policy) -> CheckResult:
     found = comparison.metric(check.metric)
-    title = METRICS[check.metric].title
+    demoted = comparison.demoted.get(check.metric, "")
+    advisory = check.advisory or bool(demoted)
+    title = found.metric.title if found else check.metric
     obstacle = _obstacle(found, policy)
+    bare = CheckResult(check, "", advisory, "inconclusive", f"{title}: {obstacle}.", found, demoted)
     if obstacle or found is None or found.gain is None or found.mean_gain is None or found.adjusted_p is None:
-        return CheckResult(check, "inconclusive", f"{title}: {obstacle}.", found)
+        return bare
     shown = f"{title} {wording.difference(found)}"
     significant = found.adjusted_p <= policy.alpha
     if check.rule == "superiority":
         verdict, why = _superior(check, found, found.gain.low, found.gain.high, found.mean_gain, significant)
+    elif check.rule == "non_inferiority":
+        verdict, why = _not_inferior(check, found.metric, found.gain.low, found.gain.high, significant)
     else:
-        verdict, why = _not_inferior(check, found.gain.low, found.gain.high, significant)
-    return CheckResult(check, verdict, f"{shown}: {why}.", found)
+        return bare
+    return replace(bare, verdict=verdict, reason=f"{shown}: {why}.")
 
 
 def _obstacle(found: MetricComparison | None, policy: Policy) -> str:
@@ -199,15 +226,17 @@ def _superior(
     return "inconclusive", f"a gain is neither shown nor excluded{more}"
 
 
-def _not_inferior(check: NonInferiority, low: float, high: float, significant: bool) -> tuple[Verdict, str]:
-    metric = METRICS[check.metric]
-    margin = f"{check.margin:g}{' ' + metric.unit if metric.unit else ''}"
+def _not_inferior(
+    check: NonInferiority, metric: Metric, low: float, high: float, significant: bool
+) -> tuple[Verdict, str]:
+    tolerated = float(check.margin)
+    margin = f"{tolerated:g}{' ' + metric.unit if metric.unit else ''}"
     loss = f"{'a drop' if metric.higher_is_better else 'an increase'} of {margin}"
-    if low > -check.margin and significant:
+    if low > -tolerated and significant:
         return "pass", f"{loss} is excluded"
-    if high < -check.margin:
+    if high < -tolerated:
         return "fail", f"worse than the champion by more than {margin}"
-    if low > -check.margin:
+    if low > -tolerated:
         return "inconclusive", f"{loss} is excluded on its own, but not after correction for several checks"
     return "inconclusive", f"{loss} is not excluded"
 
@@ -217,7 +246,7 @@ def _summary(verdict: Verdict, gating: list[CheckResult], total: int) -> str:
     items = f"on {total} held-out questions"
     if verdict == "pass":
         better = [_scored(result) for result in gating if result.check.rule == "superiority"]
-        kept = [METRICS[result.check.metric].title for result in gating if result.check.rule == "non_inferiority"]
+        kept = [result.title for result in gating if result.check.rule == "non_inferiority"]
         claims = ([f"better in {wording.joined(better)}"] if better else []) + (
             [f"not worse in {wording.joined(kept)}"] if kept else []
         )
@@ -234,11 +263,11 @@ def _summary(verdict: Verdict, gating: list[CheckResult], total: int) -> str:
 
 
 def _scored(result: CheckResult) -> str:
-    metric = METRICS[result.check.metric]
-    if result.evidence is None:
-        return metric.title
-    new, old = (wording.value(v, metric) for v in (result.evidence.candidate, result.evidence.champion))
-    return f"{metric.title} ({new} against {old})"
+    found = result.evidence
+    if found is None:
+        return result.title
+    new, old = (wording.value(v, found.metric) for v in (found.candidate, found.champion))
+    return f"{result.title} ({new} against {old})"
 
 
 def _rounded(number: float | None) -> float | None:

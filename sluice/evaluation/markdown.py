@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from sluice.evaluation import wording
 from sluice.evaluation.comparison import Comparison
 from sluice.evaluation.gate import Decision
-from sluice.evaluation.metrics import METRICS
 from sluice.provenance.canonical import short
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ def summary_markdown(
     decision: Decision, comparison: Comparison, examples: Sequence[Example], context: ReportContext
 ) -> str:
     """The summary, at most 5,000 characters, its first line the verdict."""
-    results = {result.check.metric: result for result in decision.checks}
+    results = {(result.check.metric, result.slice): result for result in decision.checks}
     lines = [f"**Gate: {decision.verdict.upper()}.** {decision.summary}", ""]
     # MLflow drops the cells' alignment and padding: hard blanks keep the columns apart and the intervals in one line.
     lines += [
@@ -48,11 +47,11 @@ def summary_markdown(
         "|:--|--:|--:|:-:|:--|",
     ]
     for one in comparison.metrics:
-        metric, result = METRICS[one.metric], results.get(one.metric)
+        metric, result = one.metric, results.get((one.metric.name, one.slice))
         verdict = "*shown only*"
         if result is not None:
-            verdict = f"{wording.need(result.check)}: **{result.verdict}**"
-            verdict += " *(advisory)*" if result.check.advisory else ""
+            verdict = f"{wording.need(result.check, metric)}: **{result.verdict}**"
+            verdict += " *(advisory)*" if result.advisory else ""
         unit = f", {metric.unit}" if metric.unit else ""
         old, new = wording.value(one.champion, metric), wording.value(one.candidate, metric)
         change = wording.difference(one).replace(" ", _HARD)

@@ -10,7 +10,6 @@ from sluice.evaluation import wording
 from sluice.evaluation.comparison import Comparison, MetricComparison
 from sluice.evaluation.figures import interval_svg
 from sluice.evaluation.gate import CheckResult, Decision
-from sluice.evaluation.metrics import METRICS
 from sluice.infra.page_style import Drawing, page_style
 
 if TYPE_CHECKING:
@@ -35,16 +34,16 @@ def report_page(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string((files("sluice.evaluation") / "report.html.j2").read_text(encoding="utf-8"))
-    results = {result.check.metric: result for result in decision.checks}
+    results = {(result.check.metric, result.slice): result for result in decision.checks}
     return template.render(
         style=Markup(page_style()),
         decision=decision,
-        subjects=[(name, digest) for name, digest in vars(decision.subjects).items() if digest],
+        subjects=[(name, digest) for name, digest in decision.subjects.digests().items()],
         comparison=comparison,
         context=context,
         mark=_MARKS[decision.verdict],
         marks=_MARKS,
-        rows=[_row(one, results.get(one.metric)) for one in comparison.metrics],
+        rows=[_row(one, results.get((one.metric.name, one.slice))) for one in comparison.metrics],
         better=[example for example in examples if example.gain > 0],
         worse=[example for example in examples if example.gain < 0],
         outcomes=_outcomes(comparison),
@@ -57,7 +56,7 @@ def report_page(
 def _row(one: MetricComparison, result: CheckResult | None) -> dict[str, object]:
     from markupsafe import Markup
 
-    metric = METRICS[one.metric]
+    metric = one.metric
     verdict = result.verdict if result else "shown"
     smallest = one.minimum_detectable_effect
     return {
@@ -67,8 +66,8 @@ def _row(one: MetricComparison, result: CheckResult | None) -> dict[str, object]
         "candidate": wording.value(one.candidate, metric),
         "difference": wording.difference(one),
         "picture": Markup(interval_svg(one, result.check if result else None, verdict)),
-        "need": wording.need(result.check) if result else "",
-        "advisory": bool(result and result.check.advisory),
+        "need": wording.need(result.check, metric) if result else "",
+        "advisory": bool(result and result.advisory),
         "verdict": verdict,
         "n": one.n,
         "missing": wording.counts(one.missing),

@@ -11,7 +11,6 @@ from sluice.evaluation.comparison import Comparison, MetricComparison
 from sluice.evaluation.figures import TrainingPoint, paired_drawing, training_drawing
 from sluice.evaluation.gate import Decision
 from sluice.evaluation.markdown import summary_markdown
-from sluice.evaluation.metrics import METRICS
 from sluice.evaluation.outcomes import Answer
 from sluice.evaluation.page import report_page
 from sluice.provenance.canonical import Json
@@ -107,9 +106,10 @@ def write_report(
 
 
 def _metric_json(one: MetricComparison) -> Json:
-    metric = METRICS[one.metric]
+    metric = one.metric
     return {
-        "metric": one.metric,
+        "metric": metric.name,
+        "slice": one.slice,
         "title": metric.title,
         "description": metric.description,
         "higher_is_better": metric.higher_is_better,

@@ -6,128 +6,22 @@ of the parsed suite is part of every decision that rests on it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from sluice.evaluation.metrics import METRICS
-from sluice.evaluation.outcomes import Patience, Sampling
+from sluice.evaluation.catalogue import catalogue
+from sluice.evaluation.policy import SMALLEST_BOOTSTRAP_N, Policy, Section
+from sluice.evaluation.scores import Metric
+from sluice.evaluation.suite_sections import Benchmarks, Generation, Items, Judged, Safety, Sequential, Speed
 from sluice.infra.errors import InputError
 from sluice.provenance.canonical import digest_json
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
-
-SMALLEST_BOOTSTRAP_N = 20
-"""Fewer pairs than this make a bootstrap interval of a mean too narrow to gate on (tests/evaluation measures it)."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Superiority(Section):
-    """The candidate must be better: interval of the gain above zero, and the gain itself at least `minimum_effect`."""
-
-    rule: Literal["superiority"]
-    metric: str
-    minimum_effect: float = Field(0.0, ge=0, allow_inf_nan=False, description="smallest gain, in the metric's unit")
-    advisory: bool = Field(False, description="shown, never gating")
-
-    @property
-    def null(self) -> float:
-        """The gain that the interval has to exclude."""
-        return 0.0
-
-
-class NonInferiority(Section):
-    """The candidate must not be worse than the champion by `margin` or more: interval of the gain above `-margin`."""
-
-    rule: Literal["non_inferiority"]
-    metric: str
-    margin: float = Field(gt=0, allow_inf_nan=False, description="loss that is not tolerated, in the metric's unit")
-    advisory: bool = Field(False, description="shown, never gating")
-
-    @property
-    def null(self) -> float:
-        """The gain that the interval has to exclude."""
-        return -self.margin
-
-
-Check = Annotated[Superiority | NonInferiority, Field(discriminator="rule")]
-
-
-class Policy(Section):
-    """When the evidence counts, and what it has to show. Every check that is not advisory must pass."""
-
-    confidence: float = Field(0.95, ge=0.8, lt=1, description="level of the two-sided intervals")
-    power: float = Field(0.8, ge=0.5, lt=1, description="power for the minimum detectable effect")
-    minimum_n: int = Field(100, ge=2, description="pairs of valid scores below which nothing is decided")
-    error_budget: float = Field(0.02, ge=0, lt=1, description="share of items that may lack a score")
-    correction: Literal["holm", "none"] = Field("holm", description="over the gating checks")
-    valid_hours: float = Field(168.0, gt=0, allow_inf_nan=False, description="age after which a decision has expired")
-    checks: tuple[Check, ...] = Field(min_length=1)
-
-    @property
-    def alpha(self) -> float:
-        """One-sided error rate of one check: half of what the two-sided interval leaves out."""
-        return (1 - self.confidence) / 2
-
-    @property
-    def gating(self) -> tuple[Superiority | NonInferiority, ...]:
-        return tuple(check for check in self.checks if not check.advisory)
-
-    @property
-    def main_metric(self) -> str:
-        """What it is all about: the metric of the first gating check that asks for a gain, or else of the first."""
-        return next((check.metric for check in self.gating if check.rule == "superiority"), self.gating[0].metric)
-
-    @model_validator(mode="after")
-    def _can_decide(self) -> Policy:
-        names = [check.metric for check in self.checks]
-        for name in names:
-            if name not in METRICS:
-                raise ValueError(f"metric {name!r} is unknown; there are {', '.join(METRICS)}")
-            if names.count(name) > 1:
-                raise ValueError(f"metric {name!r} has two checks; one metric gives one verdict")
-        if not self.gating:
-            raise ValueError("every check is advisory, so this policy would pass anything")
-        for check in self.gating:
-            if METRICS[check.metric].kind == "mean" and self.minimum_n < SMALLEST_BOOTSTRAP_N:
-                raise ValueError(
-                    f"minimum_n = {self.minimum_n} is too few to gate on the mean {check.metric!r}: its bootstrap "
-                    f"interval needs {SMALLEST_BOOTSTRAP_N}; make the check advisory or ask for more items"
-                )
-        return self
-
-
-class Items(Section):
-    """Which items are asked."""
-
-    source: Literal["holdout"] = "holdout"
-    limit: int | None = Field(None, ge=1, description="ask only so many, chosen by the digest of their ids")
-
-
-class Generation(Section):
-    """How the items are asked."""
-
-    max_tokens: int = Field(80, ge=1)
-    temperature: float = Field(0.0, ge=0, le=2)
-    seed: int = 0
-    concurrency: int = Field(32, ge=1, le=1024)
-    timeout_s: float = Field(60.0, gt=0)
-    attempts: int = Field(3, ge=1, le=10)
-
-    @property
-    def sampling(self) -> Sampling:
-        return Sampling(self.max_tokens, self.temperature, self.seed)
-
-    @property
-    def patience(self) -> Patience:
-        return Patience(timeout_s=self.timeout_s, attempts=self.attempts)
 
 
 class Suite(Section):
@@ -137,13 +31,23 @@ class Suite(Section):
     title: str
     items: Items = Items()
     generation: Generation = Generation()
-    metrics: tuple[str, ...] = Field(min_length=1)
+    metrics: tuple[str, ...] = Field(min_length=1, description="metrics of the answers to the items")
+    sequential: Sequential | None = None
+    judged: Judged | None = None
+    benchmarks: Benchmarks | None = None
+    safety: Safety | None = None
+    speed: Speed | None = None
     policy: Policy
 
     @property
     def digest(self) -> str:
         """Identity of the suite: any change of an item rule, a metric, a margin or a budget changes it."""
         return digest_json(self.model_dump(mode="json"))
+
+    @property
+    def catalogue(self) -> Mapping[str, Metric]:
+        """All metrics that the suite could measure, by name."""
+        return catalogue(self.benchmarks.tasks if self.benchmarks else ())
 
     def select(self, item_ids: Iterable[str]) -> tuple[str, ...]:
         """The items to ask, in the given order. A limit takes the same ids whatever that order is."""
@@ -155,12 +59,19 @@ class Suite(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:
-        for name in self.metrics:
-            if name not in METRICS:
-                raise ValueError(f"metric {name!r} is unknown; there are {', '.join(METRICS)}")
-        for check in self.policy.checks:
-            if check.metric not in self.metrics:
-                raise ValueError(f"the policy checks {check.metric!r}, which `metrics` does not list")
+        known = self.catalogue
+        for name in [*self.metrics, *(self.judged.metrics if self.judged else ())]:
+            if name not in known:
+                raise ValueError(f"metric {name!r} is unknown; there are {', '.join(known)}")
+        for check in self.policy.gating:
+            metric = known.get(check.metric)
+            if metric is None:
+                raise ValueError(f"the policy checks {check.metric!r}, which is unknown; there are {', '.join(known)}")
+            if metric.kind == "mean" and self.policy.minimum_n < SMALLEST_BOOTSTRAP_N:
+                raise ValueError(
+                    f"minimum_n = {self.policy.minimum_n} is too few to gate on the mean {check.metric!r}: its bootstrap "
+                    f"interval needs {SMALLEST_BOOTSTRAP_N}; make the check advisory or ask for more items"
+                )
         if self.items.limit is not None and self.items.limit < self.policy.minimum_n:
             raise ValueError(
                 f"items.limit = {self.items.limit} can never reach policy.minimum_n = {self.policy.minimum_n}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sluice.evaluation.comparison import MetricComparison
-from sluice.evaluation.metrics import METRICS, Metric
-from sluice.evaluation.suite import NonInferiority, Superiority
+from sluice.evaluation.policy import AnyCheck
+from sluice.evaluation.scores import Metric
 
 
 def value(number: float | None, metric: Metric) -> str:
@@ -24,21 +24,24 @@ def change(number: float | None, metric: Metric) -> str:
 
 def difference(one: MetricComparison) -> str:
     """`+0.339 [+0.270, +0.411]`."""
-    metric = METRICS[one.metric]
+    metric = one.metric
     if one.low is None or one.high is None:
         return "–"
     return f"{change(one.difference, metric)} [{change(one.low, metric)}, {change(one.high, metric)}]"
 
 
-def need(check: Superiority | NonInferiority) -> str:
+def need(check: AnyCheck, metric: Metric | None) -> str:
     """What the check asks for, as short as a table cell."""
-    metric = METRICS[check.metric]
-    unit = f" {metric.unit}" if metric.unit else ""
+    unit = f" {metric.unit}" if metric and metric.unit else ""
+    higher = metric is None or metric.higher_is_better
+    if check.rule == "limit":
+        bounds = (("at most", check.at_most), ("at least", check.at_least))
+        return " and ".join(f"{word} {bound:g}{unit}" for word, bound in bounds if bound is not None)
     if check.rule == "superiority":
-        direction = "better" if metric.higher_is_better else "lower"
+        direction = "better" if higher else "lower"
         return f"{direction}, by {check.minimum_effect:g}{unit} or more" if check.minimum_effect else direction
-    loss = "lower" if metric.higher_is_better else "more"
-    return f"less than {check.margin:g}{unit} {loss}"
+    loss = "lower" if higher else "more"
+    return f"less than {check.margin}{unit} {loss}"
 
 
 def counts(found: Mapping[str, int]) -> str:

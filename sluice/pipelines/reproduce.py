@@ -10,7 +10,7 @@ import json
 import platform
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -275,23 +275,25 @@ def _changes(workspace: Workspace, record: StepRecord, again: Rerun, scratch: Sc
 
 
 def _scores(scratch: Scratch, record: StepRecord, answers: OutputComparison, suite: str) -> tuple[ScoreDifference, ...]:
-    from sluice.curation.holdout import read_holdout
+    from sluice.evaluation.answer_metrics import score_answers
     from sluice.evaluation.answers import read_answers
-    from sluice.evaluation.metrics import score
+    from sluice.evaluation.items import ITEMS_FILE, read_items
     from sluice.evaluation.suite import find_suite
 
     chosen = find_suite(suite or suite_of(record))
-    holdout = str(scratch.artifacts.manifest(record.key.inputs["prompts"]).metadata["holdout"])
-    references = {item.id: item.reference for item in read_holdout(scratch.folder(holdout))}
-    asked = {item: references[item] for item in chosen.select(references)}
+    items = {item.id: item for item in read_items(scratch.folder(record.key.inputs["prompts"]) / ITEMS_FILE)}
+    asked = [items[item] for item in chosen.select(items)]
     both = [
-        score(read_answers(scratch.folder(digest) / "answers.jsonl"), asked, chosen.metrics).values
+        score_answers(read_answers(scratch.folder(digest) / "answers.jsonl"), asked, chosen.metrics).columns
         for digest in (answers.recorded, answers.rerun)
     ]
-    return tuple(ScoreDifference(name, _mean(both[0][name]), _mean(both[1][name])) for name in chosen.metrics)
+    return tuple(
+        ScoreDifference(name, _mean(both[0][name].values.values()), _mean(both[1][name].values.values()))
+        for name in both[0]
+    )
 
 
-def _mean(values: Sequence[float | None]) -> float | None:
+def _mean(values: Iterable[float | None]) -> float | None:
     found = [value for value in values if value is not None]
     return sum(found) / len(found) if found else None
 

@@ -57,6 +57,7 @@ def retrain(
             index=who["index"],
             suite=suite,
             items=held["items"],
+            prompts=held["prompts"],
             dataset=data,
             training=trained["training"],
             candidate_answers=candidate,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from sluice.evaluation.catalogue import catalogue
 from sluice.evaluation.comparison import compare
 from sluice.evaluation.gate import Decision, Subjects, decide
-from sluice.evaluation.metrics import Scores
-from sluice.evaluation.suite import Policy
+from sluice.evaluation.policy import Policy
+from sluice.evaluation.scores import Scores, column, scores_of
 from sluice.provenance.canonical import digest_json
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
@@ -18,13 +19,13 @@ SUBJECTS = Subjects(*(digest_json(name) for name in ("candidate", "champion", "h
 
 def scores(**columns: Sequence[float | None]) -> Scores:
     """Scores of items `0000`, `0001`, ... with these columns; what is None has the cause `timeout`."""
-    n = max(len(column) for column in columns.values())
-    items = tuple(f"{i:04}" for i in range(n))
-    causes: Mapping[str, Mapping[str, str]] = {
-        name: {item: "timeout" for item, value in zip(items, column, strict=True) if value is None}
-        for name, column in columns.items()
-    }
-    return Scores(items, {k: tuple(v) for k, v in columns.items()}, causes, dict.fromkeys(items, "answered"))
+    known = catalogue()
+    made = [
+        column(known[name.replace("__", ".")], {f"{i:04}": "timeout" if v is None else v for i, v in enumerate(values)})
+        for name, values in columns.items()
+    ]
+    items = {item for one in made for item in one.values}
+    return scores_of(made, dict.fromkeys(sorted(items), "answered"))
 
 
 def policy(*checks: dict[str, Any], **changes: Any) -> Policy:

@@ -1,4 +1,6 @@
-"""The statistics of a paired comparison. scipy where it has the method; each formula names its source.
+"""The statistics of a paired comparison of a fixed number of items.
+
+scipy where it has the method; each formula names its source.
 
 Differences are candidate minus champion on the same item. All tests here are one-sided, "the mean difference is
 greater than `null`"; `confidence` is that of a two-sided interval.

@@ -7,10 +7,10 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sluice.evaluation.metrics import Metric, exact_match, rouge_l, score, token_f1
 
 from sluice.evaluation import metrics
 from sluice.evaluation.answers import Answer
-from sluice.evaluation.metrics import Metric, exact_match, rouge_l, score, token_f1
 from sluice.infra.errors import InputError
 
 

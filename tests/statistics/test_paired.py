@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sluice.evaluation.statistics import (
+from sluice.statistics.paired import (
     bootstrap_mean,
     holm,
     mcnemar_exact,

@@ -1,0 +1,89 @@
+"""The items of a suite as they are asked: question, messages, contexts, and what a right answer is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sluice.infra.errors import InputError
+from sluice.provenance.canonical import Json, canonical_json, digest_json
+
+ITEMS_FILE = "items.jsonl"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One item. `messages` is what the model gets (role and content), `contexts` the passages among it.
+
+    `slices` names the groups that it belongs to (`category`: `permits`). `json_schema` is what the answer has to
+    satisfy, `tools` are OpenAI tool definitions that the model is offered, `expected_calls` the calls (name, arguments)
+    that it should make.
+    """
+
+    id: str
+    question: str
+    reference: str
+    messages: tuple[Mapping[str, Any], ...]
+    contexts: tuple[str, ...] = ()
+    slices: Mapping[str, str] = field(default_factory=dict)
+    json_schema: Json | None = None
+    tools: tuple[Json, ...] = ()
+    expected_calls: tuple[Json, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Identity of the item: another wording, context, tool or reference is another item."""
+        return digest_json(_fields(self))
+
+
+def write_items(path: Path, items: Iterable[Item]) -> None:
+    """JSONL, one item a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(canonical_json(_fields(item)) + b"\n" for item in items))
+
+
+def read_items(path: Path) -> tuple[Item, ...]:
+    """Items of a JSONL file. `question` alone is enough to ask: it is then the one user message. Raises `InputError`
+    naming file, line and field."""
+    try:
+        lines = path.read_bytes().split(b"\n")  # not splitlines(): it would also cut at U+2028 inside a text
+    except OSError as error:
+        raise InputError(f"The items {str(path)!r} cannot be read: {error}.") from error
+    found: dict[str, Item] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        item = _item(line, f"{path} line {number}")
+        if item.id in found:
+            raise InputError(f"{path} line {number}: id = {item.id!r} is given twice.")
+        found[item.id] = item
+    if not found:
+        raise InputError(f"{path} holds 0 items.")
+    return tuple(found.values())
+
+
+def _item(line: bytes, where: str) -> Item:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{where} is not JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where} must be an object with id, question and reference.")
+    for name in ("id", "question"):
+        if not isinstance(row.get(name), str) or not row[name].strip():
+            raise InputError(f"{where}: {name} = {row.get(name)!r} must be a text that is not empty.")
+    row = {"reference": "", "messages": [{"role": "user", "content": row["question"]}], **row}
+    if strange := sorted(set(row) - set(Item.__dataclass_fields__)):
+        raise InputError(f"{where}: {strange[0]} is no field of an item.")
+    for name in ("messages", "contexts", "tools", "expected_calls"):
+        if not isinstance(row.get(name, []), list):
+            raise InputError(f"{where}: {name} = {row[name]!r} must be a list.")
+        row[name] = tuple(row.get(name, []))
+    return Item(**row)
+
+
+def _fields(item: Item) -> dict[str, Json]:
+    return {**asdict(item), "slices": dict(item.slices)}
