@@ -64,7 +64,10 @@ def describe(
     """
     files = files or {}
     sentences = [_sentence(field, says, values, lines, files) for field, says in found]
-    for problem in error.errors(include_url=False) if error else ():
+    told = error.errors(include_url=False) if error else []
+    for problem in told:
+        if problem["type"] == "too_short" and any(_is_below(one["loc"], problem["loc"]) for one in told):
+            continue  # every entry of the list is wrong: pydantic then counts none
         parts, here = _place(problem["loc"], model)
         field = ".".join(parts)
         kind = problem["type"]
@@ -150,6 +153,10 @@ def _place(location: tuple[str | int, ...], model: type[BaseModel]) -> tuple[lis
     return parts, here
 
 
+def _is_below(location: tuple[int | str, ...], above: tuple[int | str, ...]) -> bool:
+    return len(location) > len(above) and location[: len(above)] == above
+
+
 def _is_of_kind(model: type[BaseModel], kind: str) -> bool:
     return any(kind in get_args(field.annotation) for field in model.model_fields.values())
 
@@ -223,6 +230,8 @@ def _says(problem: ErrorDetails) -> str:
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         what = "a list" if isinstance(given, list) else "a single value"
         return f"is a section: fields below it, indented, each as `name: value`, were expected, not {what}"
+    if kind == "too_short":
+        return "is an empty list"
     if kind == "tuple_type":
         return "is a list: entries below it, each behind a `- `, or [a, b], were expected"
     if isinstance(given, str) and kind in ("float_type", "int_type", "float_parsing", "int_parsing"):
