@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -158,16 +157,14 @@ def _evaluate(task: Task, record: StepRecord, arguments: _Arguments) -> None:
 
 def suite_of(record: StepRecord) -> str:
     """The bundled suite that asks as an evaluation did. Raises `InputError` when there is none."""
-    from sluice.evaluation.suite import bundled_suite
+    from sluice.evaluation.suite import bundled_suite, bundled_suites
 
     given = record.key.parameters
-    for entry in sorted((files("sluice.evaluation") / "suites").iterdir(), key=lambda one: one.name):
-        name, dot, kind = entry.name.partition(".")
-        if dot and kind == "yaml":
-            found = bundled_suite(name)
-            asks = (found.generation.model_dump(mode="json"), found.items.model_dump(mode="json"))
-            if asks == (given["generation"], given["items"]):
-                return name
+    for name in bundled_suites():
+        found = bundled_suite(name)
+        asks = (found.generation.model_dump(mode="json"), found.items.model_dump(mode="json"))
+        if asks == (given["generation"], given["items"]):
+            return name
     raise InputError("No bundled suite asks as this evaluation did.", hint="Name its file with --suite.")
 
 
