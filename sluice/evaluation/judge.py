@@ -51,7 +51,7 @@ class Judge:
     base_url: str
     model: str
     identity: str
-    sampling: Sampling = Sampling(max_tokens=1024)
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_tokens=1024))
     limits: JudgeLimits = JudgeLimits()
     api_key: str = field(default="unused", repr=False)
 
@@ -92,7 +92,7 @@ def prompts_digest() -> str:
         for path in sorted((root / folder).glob("*.py"))
     }
     here = Path(__file__).parent
-    ours = {name: digest_file(here / name) for name in ("judge_client.py", "judge_pairs.py", "judge_scores.py")}
+    ours = {name: digest_file(here / name) for name in ("judge_client.py", "judge_pairs.py", "judged_scores.py")}
     return digest_json({"ragas": release, "files": files, "sluice": ours})
 
 
