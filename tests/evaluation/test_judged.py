@@ -101,7 +101,8 @@ def test_the_schema_goes_along_and_says_yes_or_no(cache: Cache) -> None:
     assert [one["name"] for one in formats] == ["StatementGeneratorOutput", "NLIStatementOutput"]
     verdict = formats[1]["schema"]["$defs"]["StatementFaithfulnessAnswer"]
     assert verdict["properties"]["verdict"]["enum"] == [0, 1]
-    assert verdict["additionalProperties"] is False and all(one["strict"] for one in formats)
+    assert verdict["additionalProperties"] is False
+    assert all(one["strict"] for one in formats)
 
 
 def test_what_was_judged_is_not_asked_again(cache: Cache) -> None:
@@ -249,7 +250,8 @@ def test_a_cosine_below_zero_counts_as_zero(cache: Cache) -> None:
 def test_failing_now_and_then_is_mended_by_asking_again(cache: Cache) -> None:
     with scripted_judge(lambda _, times: Reply(status=503) if times == 1 else Reply()) as server:
         [column] = judged(server.url, cache, many(6), RECALL)
-    assert not column.causes and server.statuses == {503: 6, 200: 6}
+    assert not column.causes
+    assert server.statuses == {503: 6, 200: 6}
 
 
 def test_thirty_percent_errors_cost_the_budget_and_no_other_item(cache: Cache) -> None:
@@ -262,7 +264,8 @@ def test_thirty_percent_errors_cost_the_budget_and_no_other_item(cache: Cache) -
     found = causes(column)
     assert found["retry budget spent"] >= 5
     assert len(server.requests) == 60 + 6
-    assert all(value in (None, 1.0) for value in column.values.values()) and len(column.values) == 60
+    assert all(value in (None, 1.0) for value in column.values.values())
+    assert len(column.values) == 60
 
 
 def test_no_more_requests_at_once_than_said(cache: Cache) -> None:
@@ -281,7 +284,8 @@ def test_who_is_told_to_wait_waits_and_the_others_too(cache: Cache) -> None:
 
     with scripted_judge(plan) as server:
         [column] = judged(server.url, cache, many(8), RECALL, limits=replace(QUICK, concurrency=1))
-    assert not column.causes and server.statuses == {429: 1, 200: 8}
+    assert not column.causes
+    assert server.statuses == {429: 1, 200: 8}
     assert times[1] - times[0] >= 0.45
 
 
@@ -292,13 +296,16 @@ def test_a_judge_that_dies_keeps_what_it_said_and_is_asked_only_the_rest(cache: 
         [column] = judged(dying.url, cache, many(200), RECALL, limits=limits)
         found = causes(column)
         # Quickly: some attempts in a row, not two for each of the 180 that are left.
-        assert found["judge unreachable"] > 150 and set(found) == {"judge unreachable", "connection"}
-        assert len(dying.requests) < 40 and time.monotonic() - started < 20
+        assert found["judge unreachable"] > 150
+        assert set(found) == {"judge unreachable", "connection"}
+        assert len(dying.requests) < 40
+        assert time.monotonic() - started < 20
         said = {item for item, value in column.values.items() if value is not None}
         assert len(said) == 20
     with scripted_judge() as back:
         [column] = judged(back.url, cache, many(200), RECALL)
-        assert not column.causes and len(column.values) == 200
+        assert not column.causes
+        assert len(column.values) == 200
         assert len(back.requests) == 180
 
 
@@ -310,7 +317,8 @@ def test_within_a_sample_only_the_missing_request_is_asked(cache: Cache) -> None
         assert causes(column) == {"http 400": 1}
     with scripted_judge() as back:
         [column] = judged(back.url, cache, [sample(2, "Nobody knows. Dogs may enter.")], CORRECTNESS)
-        assert column.values == {"i2": 0.0} and len(back.requests) == 3
+        assert column.values == {"i2": 0.0}
+        assert len(back.requests) == 3
 
 
 def test_an_item_that_ragas_cannot_bear(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,14 +334,16 @@ def test_an_item_that_ragas_cannot_bear(cache: Cache, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ContextRecall, "ascore", ascore)
     with scripted_judge() as server:
         [column] = judged(server.url, cache, many(3), RECALL)
-    assert column.causes == {"i1": "ragas ZeroDivisionError"} and column.values["i0"] == 1.0
+    assert column.causes == {"i1": "ragas ZeroDivisionError"}
+    assert column.values["i0"] == 1.0
 
 
 def test_no_server_at_all(cache: Cache) -> None:
     with scripted_judge() as server:
         gone = server.url
     columns = judged(gone, cache, many(30), FAITHFULNESS, limits=replace(QUICK, dead_after=3))
-    assert set(causes(*columns)) == {"connection", "judge unreachable"} and len(columns[0].values) == 30
+    assert set(causes(*columns)) == {"connection", "judge unreachable"}
+    assert len(columns[0].values) == 30
 
 
 @pytest.mark.parametrize("status", [401, 404])
@@ -341,7 +351,8 @@ def test_what_would_happen_to_every_request_ends_the_run(cache: Cache, status: i
     with scripted_judge(lambda *_: Reply(status=status)) as server:
         columns = judged(server.url, cache, many(50), RECALL)
         assert len(server.requests) <= QUICK.concurrency
-    assert causes(*columns)["judge unreachable"] >= 46 and causes(*columns)[f"http {status}"] >= 1
+    assert causes(*columns)["judge unreachable"] >= 46
+    assert causes(*columns)[f"http {status}"] >= 1
 
 
 def test_what_is_no_judged_metric_or_is_given_twice(cache: Cache) -> None:
