@@ -15,7 +15,6 @@ from sluice.evaluation.suite import Suite
 from sluice.evaluation.wording import joined
 from sluice.infra.errors import InputError
 from sluice.infra.progress import Report, no_report
-from sluice.provenance.canonical import digest_json
 
 Ask = Callable[[Sequence[Item], Report], list[Answer]]
 """Asks one release; one answer for each item."""
@@ -48,17 +47,6 @@ class HeadToHead:
     stopping: Stopping
 
 
-def asking_order(items: Sequence[Item], suite: Suite) -> tuple[Item, ...]:
-    """The items that the suite selects, in the order in which they are asked.
-
-    The order is made of digests of suite and item id: nobody chooses which items are looked at first, and the order in
-    a file means nothing.
-    """
-    known = {item.id: item for item in items}
-    chosen = [known[item] for item in suite.select(known)]
-    return tuple(sorted(chosen, key=lambda item: digest_json([suite.digest, item.id])))
-
-
 def head_to_head(
     items: Sequence[Item],
     suite: Suite,
@@ -72,10 +60,12 @@ def head_to_head(
     """Measure both releases on the items that the suite selects of `items`.
 
     Without a `sequential` section all are asked at once. With one, each batch is answered and judged on both sides
-    before the next look. The result depends on the answers alone. Raises `InputError` for no items, and what asking
+    before the next look; the suite's order is made of digests, so nobody chooses which items come first. The result
+    depends on the answers alone. Raises `InputError` for no items, and what asking
     raises.
     """
-    order = asking_order(items, suite)
+    known = {item.id: item for item in items}
+    order = [known[item] for item in suite.select(known)]
     if not order:
         raise InputError("There are 0 items to ask.", hint="Does the holdout hold items, and the suite select any?")
     judged_limit = (suite.judged.limit or len(order)) if suite.judged and judging else 0
