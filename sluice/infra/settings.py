@@ -83,7 +83,9 @@ class ServingSettings(Section):
     gateway_url: str | None = Field(None, description="address that clients use")
     gateway_admin_url: str | None = Field(None, description="Envoy's admin address")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_model_len: int = Field(1024, ge=64)
+    max_model_len: int = Field(
+        4096, ge=64, description="tokens of prompt and answer; as a judge of its own answers the model reads 1,500 and more"
+    )
     max_loras: int = Field(4, ge=1, description="adapters that one server holds at once")
     max_lora_rank: int = Field(16, ge=1, description="largest rank of an adapter that the server takes")
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: vLLM's key-value cache, whole GiB")
