@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -156,6 +159,17 @@ class JudgeClient:
         # Requests in flight together fail together: a full round of them says no more than one does.
         if self._silent >= max(self.judge.limits.dead_after, self.judge.limits.concurrency + 1):
             self.dead = True
+
+
+@asynccontextmanager
+async def open_client(judge: Judge, cache: Cache, *, planned: int) -> AsyncIterator[JudgeClient]:
+    """A client for a run of so many `planned` requests, of which the retry budget is a share."""
+    from openai import AsyncOpenAI
+
+    async with AsyncOpenAI(
+        base_url=judge.base_url, api_key=judge.api_key, max_retries=0, timeout=judge.limits.timeout_s
+    ) as client:
+        yield JudgeClient(client, judge, cache, math.ceil(planned * judge.limits.retry_budget))
 
 
 class SampleModel:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sluice.evaluation.cache import Cache
 from sluice.evaluation.items import Item
 from sluice.evaluation.judge import Judge
-from sluice.evaluation.judge_client import JudgeClient, JudgeFailure
+from sluice.evaluation.judge_client import JudgeClient, JudgeFailure, open_client
 from sluice.evaluation.judged_metrics import JUDGED, NO_ANSWER, JudgedMetric
 from sluice.evaluation.judged_scores import RELEVANCY_QUESTIONS, Embedder, Sample, checked_score, ragas_score
 from sluice.evaluation.outcomes import Answer
@@ -121,19 +120,10 @@ class _Run:
         self._tell()
 
     async def judge_all(self) -> None:
-        from openai import AsyncOpenAI
-
-        limits = self.judge.limits
         temperature = self.judge.sampling.temperature
         planned = sum(_requests(task, temperature) for task in self.waiting.values())
         queue = iter(list(self.waiting.items()))
-        async with AsyncOpenAI(
-            base_url=self.judge.base_url,
-            api_key=self.judge.api_key,
-            max_retries=0,
-            timeout=limits.timeout_s,
-        ) as openai:
-            client = JudgeClient(openai, self.judge, self.cache, math.ceil(planned * limits.retry_budget))
+        async with open_client(self.judge, self.cache, planned=planned) as client:
 
             async def work() -> None:
                 # One iterator for all workers: the event loop runs one of them at a time.
@@ -146,9 +136,15 @@ class _Run:
                     self._tell()
 
             # Twice the slots: while some embed, parse or wait before another attempt, the judge has work all the same.
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(2 * limits.concurrency, len(self.waiting))):
-                    group.create_task(work())
+            workers = [
+                asyncio.create_task(work()) for _ in range(min(2 * self.judge.limits.concurrency, len(self.waiting)))
+            ]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
 
     async def _judge(self, client: JudgeClient, task: _Task) -> float | str:
         """One score, or the cause why there is none."""
