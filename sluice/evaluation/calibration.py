@@ -109,7 +109,8 @@ class MetricCalibration:
         if self.length_bias is not None and abs(self.length_bias) > floor.length_bias:
             liked = "longer" if self.length_bias > 0 else "shorter"
             reasons.append(
-                f"it likes {liked} answers: rank correlation {self.length_bias:+.2f} ({floor.length_bias:.2f} is tolerated)"
+                f"it likes {liked} answers: rank correlation {self.length_bias:+.2f} "
+                f"({floor.length_bias:.2f} is tolerated)"
             )
         return reasons
 

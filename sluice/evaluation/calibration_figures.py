@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from sluice.provenance.canonical import digest_json
 
@@ -37,12 +38,13 @@ def threshold(scores: Mapping[str, float], labels: Mapping[str, int]) -> float:
     if not good or not bad:
         return 0.5
     levels = sorted({*good, *bad})
-    cuts = {0.5, *((low + high) / 2 for low, high in zip(levels, levels[1:], strict=False))}
+    cuts = {0.5, *((low + high) / 2 for low, high in pairwise(levels))}
 
     def gain(cut: float) -> float:
         return sum(score >= cut for score in good) / len(good) - sum(score >= cut for score in bad) / len(bad)
 
-    return round(max(cuts, key=lambda cut: (gain(cut), -abs(cut - 0.5), cut)), 6)
+    best: float = max(cuts, key=lambda cut: (gain(cut), -abs(cut - 0.5), cut))
+    return round(best, 6)
 
 
 def length_bias(scores: Mapping[str, float], labels: Mapping[str, int], words: Mapping[str, int]) -> float | None:

@@ -18,7 +18,7 @@ from sluice.infra.errors import InputError, SluiceError
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import digest_json
 
-__all__ = ["Embedder", "Sample", "judge_samples", "samples_of"]
+__all__ = ["Embedder", "Sample", "judge_samples", "planned_requests", "samples_of"]
 
 
 def samples_of(items: Iterable[Item], answers: Iterable[Answer]) -> list[Sample]:
@@ -74,6 +74,16 @@ def judge_samples(
     ]
 
 
+def planned_requests(samples: Sequence[Sample], metrics: Iterable[str], judge: Judge) -> int:
+    """Requests that judging an answer to each of these samples takes, when nothing is known yet."""
+    return sum(
+        _requests(JUDGED[name], sample, judge)
+        for name in metrics
+        for sample in samples
+        if all(getattr(sample, field) for field in JUDGED[name].reads if field != "answer")
+    )
+
+
 def judge_of_column(judge: Judge, metric: JudgedMetric, embed: Embedder) -> str:
     """Who gave a column's scores: the judge, and the embedding model where one has its part in them."""
     return digest_json([judge.digest, embed.digest]) if metric.embeds else judge.digest
@@ -120,8 +130,7 @@ class _Run:
         self._tell()
 
     async def judge_all(self) -> None:
-        temperature = self.judge.sampling.temperature
-        planned = sum(_requests(task, temperature) for task in self.waiting.values())
+        planned = sum(_requests(task.metric, task.sample, self.judge) for task in self.waiting.values())
         queue = iter(list(self.waiting.items()))
         async with open_client(self.judge, self.cache, planned=planned) as client:
 
@@ -180,6 +189,6 @@ def _without_judge(metric: JudgedMetric, sample: Sample) -> float | str | None:
     return None
 
 
-def _requests(task: _Task, temperature: float) -> int:
-    planned = task.metric.requests(len(task.sample.contexts))
-    return planned * RELEVANCY_QUESTIONS if task.metric.embeds and temperature else planned
+def _requests(metric: JudgedMetric, sample: Sample, judge: Judge) -> int:
+    planned = metric.requests(len(sample.contexts))
+    return planned * RELEVANCY_QUESTIONS if metric.embeds and judge.sampling.temperature else planned
