@@ -93,9 +93,9 @@ class Place:
         serving = ServingSettings(vllm_url=server.url.removesuffix("/v1"))
         object.__setattr__(self.workspace, "settings", self.workspace.settings.model_copy(update={"serving": serving}))
 
-    def evaluate(self, candidate: str, champion: str, **changes: str) -> tuple[str, Task]:
+    def evaluate(self, candidate: str, champion: str, **changes: Any) -> tuple[str, Task]:
         running = Task("evaluate", self.workspace)
-        given = {"base": self.base, "prompts": self.prompts, "suite": self.suite, **changes}
+        given: dict[str, Any] = {"base": self.base, "prompts": self.prompts, "suite": self.suite, **changes}
         return evaluate_step(running, candidate=candidate, champion=champion, **given), running
 
 
