@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from sluice.evaluation.cache import Cache
@@ -48,7 +49,7 @@ class Endpoint:
     model_digest: str
     cache: Cache
     concurrency: int = 8
-    patience: Patience = Patience()
+    patience: Patience = field(default_factory=Patience)
     api_key: str = "unused"
     _answered: float = field(default=0.0, init=False)
 
@@ -81,7 +82,7 @@ class Endpoint:
                 async def work() -> None:
                     # One iterator for all workers: the event loop runs one of them at a time.
                     for number in queue:
-                        answer = await self._ask(client, path, payloads[number], lambda r, n=number: read(n, r))
+                        answer = await self._ask(client, path, payloads[number], partial(read, number))
                         if not isinstance(answer, Failure):
                             self.cache.put(keys[number], answer)
                         found[number] = answer

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sluice.evaluation.items import asking_order
 from sluice.infra.errors import InputError
 from sluice.provenance.canonical import Json, digest_json, short
 
@@ -44,10 +45,8 @@ class BenchmarkTask:
         return digest_json({"config": dict(self.config), "items": dict(self.items), "splits": dict(self.splits)})
 
     def select(self, limit: int | None) -> Mapping[str, Json]:
-        """The items to ask. A limit takes the same ids whatever their order in the file is."""
-        if limit is None or limit >= len(self.items):
-            return self.items
-        return {name: self.items[name] for name in sorted(self.items, key=digest_json)[:limit]}
+        """The items to ask, in the order of asking: the same ones, whatever their order in the file is."""
+        return {name: self.items[name] for name in asking_order(self.items)[:limit]}
 
 
 def find_tasks(names: Iterable[str], beside: Path | None = None) -> tuple[BenchmarkTask, ...]:

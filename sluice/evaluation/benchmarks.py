@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 SAMPLES_FILE = "samples.jsonl"
 _FEWSHOT_SEED = 1234
+_SIZES: Mapping[str, Callable[[str], int]] = {"acc_norm": len, "acc_bytes": lambda text: len(text.encode())}
 
 
 @dataclass(frozen=True)
@@ -161,10 +162,15 @@ def _sample(task: BenchmarkTask, item: str, found: Mapping[str, Any], model: Ser
         expected = found["target"] if isinstance(found["target"], str) else " | ".join(map(str, found["target"]))
     else:
         choices = [str(rest).strip() for _, rest in found["arguments"]]
-        likelihoods = [answer[0] for answer in found["filtered_resps"]]
-        best = max(range(len(choices)), key=lambda number: likelihoods[number]) if not lost else None
-        asked, said = str(context), choices[best] if best is not None else ""
+        asked, said = str(context), "" if lost else choices[_preferred(task.metric, choices, found)]
         target = found["target"]
         expected = choices[target] if isinstance(target, int) else str(target)
     value = lost[0] if lost else float(found[task.metric])
     return Sample(item, task.name, asked, expected, said, value)
+
+
+def _preferred(metric: str, choices: Sequence[str], found: Mapping[str, Any]) -> int:
+    """Number of the choice that the model finds most likely, by the measure of `metric`."""
+    sizes = [_SIZES[metric](choice) if metric in _SIZES else 1 for choice in choices]
+    likelihoods = [answer[0] / size for answer, size in zip(found["filtered_resps"], sizes, strict=True)]
+    return likelihoods.index(max(likelihoods))
