@@ -10,18 +10,18 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
+from sluice.evaluation.answers import cause_of, stream_answer
 from sluice.evaluation.outcomes import Answer, Prompt, Sampling
 from sluice.evaluation.scores import Scores, column, scores_of
 from sluice.evaluation.speed_metrics import SPEED_METRICS
 from sluice.evaluation.suite_sections import Speed
-from sluice.infra.errors import InputError, UnavailableError
+from sluice.infra.errors import InputError
 from sluice.infra.progress import Report, no_report
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
-    from openai.types.chat import ChatCompletionMessageParam
 
 TOO_SHORT = "fewer than two tokens"
 NO_USAGE = "no token counts"
@@ -80,7 +80,10 @@ def speed_scores(answers: Mapping[str, Answer], section: Speed) -> Scores:
                 continue
             metric = replace(metric, unit=section.currency)
         measure = definitions[metric.name]
-        columns.append(column(metric, {item: answer.error or measure(answer) for item, answer in answers.items()}))
+        found = {
+            item: answer.error.split(":", 1)[0] if answer.error else measure(answer) for item, answer in answers.items()
+        }
+        columns.append(column(metric, found))
     return scores_of(columns)
 
 
@@ -145,53 +148,11 @@ class _Run:
         return await self._ask(client, self.models[0], prompt), theirs
 
     async def _ask(self, client: AsyncOpenAI, model: str, prompt: Prompt) -> Answer:
-        started = time.perf_counter()
+        """One attempt: a second one would hide how long the first took."""
+        started = time.monotonic()
         try:
             async with asyncio.timeout(self.timeout_s):
-                return await self._attempt(client, model, prompt, started)
+                return await stream_answer(client, model, prompt, self.sampling)
         except Exception as raised:  # noqa: BLE001 - sorted into causes; what is unknown is raised again
-            cause = _cause(raised, model)
-        return Answer(prompt.item_id, "", None, None, None, None, time.perf_counter() - started, cause)
-
-    async def _attempt(self, client: AsyncOpenAI, model: str, prompt: Prompt, started: float) -> Answer:
-        stream = await client.chat.completions.create(
-            model=model,
-            messages=cast("list[ChatCompletionMessageParam]", [dict(m) for m in prompt.messages]),
-            max_tokens=self.sampling.max_tokens,
-            temperature=self.sampling.temperature,
-            seed=self.sampling.seed,
-            stream=True,
-            stream_options={"include_usage": True},
-        )
-        first: float | None = None
-        finish: str | None = None
-        usage: Any = None
-        async for chunk in stream:
-            usage = chunk.usage or usage
-            for choice in chunk.choices[:1]:
-                if choice.delta.content and first is None:
-                    first = time.perf_counter() - started
-                finish = choice.finish_reason or finish
-        latency = time.perf_counter() - started
-        tokens = usage.completion_tokens if usage else None
-        return Answer(prompt.item_id, "", finish, None, tokens, first, latency, None if finish else "unfinished")
-
-
-def _cause(raised: Exception, model: str) -> str:
-    """Why a request has no times. Raises what concerns every request."""
-    import httpx
-    import openai
-
-    if isinstance(raised, TimeoutError | openai.APITimeoutError):
-        return "timeout"
-    if isinstance(raised, openai.APIStatusError):
-        if raised.status_code == 404:
-            raise InputError(f"The server knows no model {model!r}.") from raised
-        if raised.status_code in (401, 403):
-            raise UnavailableError(f"The server refuses us (HTTP {raised.status_code}).") from raised
-        return f"http {raised.status_code}"
-    if isinstance(raised, openai.APIConnectionError | httpx.TransportError):
-        return "connection"
-    if isinstance(raised, openai.APIError):
-        return "server"
-    raise raised
+            error, _ = cause_of(raised, model, self.timeout_s)
+        return Answer(prompt.item_id, "", None, None, None, None, time.monotonic() - started, error)
