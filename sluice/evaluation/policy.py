@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from sluice.infra.field_mistakes import Problem, cross_error, validated
 from sluice.infra.yaml_file import read_yaml
@@ -25,13 +25,20 @@ ChangeKind = Literal["base", "recipe", "data", "tokenizer", "chat_template", "co
 HINT = "docs/evaluation.md lists every field of a suite and of its policy with default and meaning."
 
 _PERCENT = re.compile(r"^(\d+(?:\.\d+)?) ?%$")
-_SLICE = r"^([a-z][a-z0-9_]*(=[^=\s](?:[^=]*[^=\s])?)?)?$"
+_SLICE = r"^([^=\s]+(=.*\S)?)?$"
 
 
 class Section(BaseModel):
     """Strict: text is no number and `yes` no margin. Tuples say for themselves that a list of YAML is one."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def habit(problem: ErrorDetails) -> str:
+    """A better sentence than pydantic's, where there is one."""
+    if problem["type"] == "string_pattern_mismatch" and problem["loc"][-1] == "slice":
+        return "names a dimension of the items' slices, or one value of it: category, or category=permits"
+    return ""
 
 
 def _margin(given: Any) -> float | str:
@@ -57,7 +64,7 @@ class CheckSection(Section):
     slice: str = Field(
         "",
         pattern=_SLICE,
-        description="`category`: each value of it by itself; `category=permits`: that one; empty: all",
+        description="`category`: each value of it; `category=permits`: that one; empty: all items",
     )
     advisory: bool = Field(False, description="shown, never gating")
     direction: Literal["higher", "lower"] | None = Field(
@@ -170,7 +177,7 @@ class Policy(Section):
 def parse_policy(text: str, source: str) -> Policy:
     """The policy in a YAML text (gate.yaml). Raises `InputError` naming field, line and value."""
     read = read_yaml(text, source, "gate policy", HINT)
-    return validated(Policy, read.values, source, read.lines, read.problems, hint=HINT)
+    return validated(Policy, read.values, source, read.lines, read.problems, hint=HINT, habit=habit)
 
 
 def _problems(policy: Policy) -> Iterator[Problem]:

@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from sluice.evaluation.catalogue import catalogue
 from sluice.evaluation.items import asking_order, read_items
-from sluice.evaluation.policy import HINT, Policy, Section
+from sluice.evaluation.policy import HINT, Policy, Section, habit
 from sluice.evaluation.scores import Metric
 from sluice.evaluation.suite_checks import measured, problems_of, slice_problems
 from sluice.evaluation.suite_sections import Benchmarks, Generation, Items, Judged, Names, Safety, Sequential, Speed
@@ -132,7 +132,7 @@ def parse_suite(text: str, source: str, folder: Path | None = None) -> Suite:
         problems += [(f"policy.{field}", says) for field, says in beside.problems]
         files["policy"] = gate
     problems += _missing_files(values, folder)
-    suite = validated(Suite, values, source, lines, problems, hint=HINT, files=files)
+    suite = validated(Suite, values, source, lines, problems, hint=HINT, habit=habit, files=files)
     suite._folder = folder
     suite._files = dict(_contents(suite))
     if suite.items.file:

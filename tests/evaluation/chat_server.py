@@ -103,7 +103,7 @@ def chat_server(
                 self._event({"choices": choice}, body)
                 if plan.cut:
                     return
-            usage: dict[str, Any] = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}
+            usage = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 7 + len(words)}
             self._event({"choices": [], "usage": usage}, body)
             self.wfile.write(b"data: [DONE]\n\n")
 
