@@ -39,6 +39,12 @@ class Item:
         return digest_json(_fields(self))
 
 
+def asking_order(item_ids: Iterable[str]) -> tuple[str, ...]:
+    """The order in which items are asked and looked at: by the digest of their ids. It is the same however they come,
+    and has nothing to do with what they ask, so the first n of it are a fair sample."""
+    return tuple(sorted(item_ids, key=digest_json))
+
+
 def write_items(path: Path, items: Iterable[Item]) -> None:
     """JSONL, one item a line."""
     path.parent.mkdir(parents=True, exist_ok=True)

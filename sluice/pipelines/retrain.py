@@ -33,7 +33,7 @@ def retrain(
         since=since, until=until, champion=champion, index=index, recipe=recipe, overrides=overrides, suite=suite
     )
     who = named(pinned, "subjects").outputs
-    held = named(holdout(index=who["index"], size=holdout_size), "holdout").outputs
+    held = named(holdout(index=who["index"], size=holdout_size, suite=suite), "holdout").outputs
     records = named(harvest(since=who["since"], until=who["until"]), "harvest").outputs["records"]
     curated = named(
         curate(

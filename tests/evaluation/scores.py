@@ -14,7 +14,13 @@ from sluice.evaluation.scores import Scores, column, scores_of
 from sluice.provenance.canonical import digest_json
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
-SUBJECTS = Subjects(*(digest_json(name) for name in ("candidate", "champion", "holdout", "suite", "index")))
+SUBJECTS = Subjects(
+    candidate=digest_json("candidate"),
+    champion=digest_json("champion"),
+    holdout=digest_json("holdout"),
+    suite=digest_json("suite"),
+    index=digest_json("index"),
+)
 
 
 def scores(**columns: Sequence[float | None]) -> Scores:

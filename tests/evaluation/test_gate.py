@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from sluice.evaluation.comparison import compare
 from sluice.evaluation.gate import Subjects, decide
-from sluice.evaluation.metrics import Scores
+from sluice.evaluation.scores import Column, Scores, scores_of
 from sluice.evaluation.suite import bundled_suite
 from sluice.infra.errors import InputError
 from sluice.provenance.canonical import digest_json
@@ -55,7 +56,7 @@ def test_the_same_answers_do_not_pass() -> None:
 
 
 def test_a_small_gain_is_inconclusive_and_says_how_many_items_it_needs() -> None:
-    noisy = (np.array(BASE) + np.random.default_rng(2).normal(0.03, 0.3, N)).tolist()
+    noisy = np.clip(np.array(BASE) + np.random.default_rng(2).normal(0.01, 0.2, N), 0, 1).tolist()
     decision = gate(scores(token_f1=BASE, answer_rate=ANSWERED), scores(token_f1=noisy, answer_rate=ANSWERED))
     assert decision.verdict == "inconclusive"
     assert "the champion stays" in decision.summary
@@ -101,15 +102,17 @@ def test_too_few_items_too_many_errors_and_none_at_all_are_inconclusive_each_wit
     holes = [None if n < 3 else x for n, x in enumerate(BETTER)]
     errors = decided(scores(token_f1=BASE, answer_rate=ANSWERED), scores(token_f1=holes, answer_rate=ANSWERED))
     assert "3 of 120 items (2.5%) lack a score (3 timeout), and the error budget is 2.0%" in errors
-    nothing = decided(Scores((), {}, {}, {}), Scores((), {}, {}, {}))
+    nothing = decided(Scores({}), Scores({}))
     assert "0 items" in nothing
     one = decided(scores(token_f1=[0.1], answer_rate=[1.0]), scores(token_f1=[0.9], answer_rate=[1.0]))
-    assert "1 items have scores" in one
+    assert "1 item has scores on both sides, and the policy needs 100" in one
     unmeasured = decided(scores(answer_rate=ANSWERED), scores(answer_rate=ANSWERED))
-    assert "120 of 120 items (100.0%) lack a score (120 missing)" in unmeasured
+    assert unmeasured == "token_f1: it was not measured."
     other = scores(token_f1=BETTER, answer_rate=ANSWERED)
-    renamed = Scores(tuple(f"x{i}" for i in other.items), other.values, {}, {})
-    assert "240 of 240" in decided(scores(token_f1=BASE, answer_rate=ANSWERED), renamed)
+    renamed = scores_of(
+        Column(one.metric, {f"x{i}": value for i, value in one.values.items()}) for one in other.columns.values()
+    )
+    assert "240 of 240 items (100.0%) lack a score" in decided(scores(token_f1=BASE, answer_rate=ANSWERED), renamed)
 
 
 def test_two_errors_of_120_are_within_the_budget() -> None:
@@ -172,7 +175,7 @@ def test_holm_counts_the_gating_checks_only() -> None:
     assert gate(scores(exact_match=before), scores(exact_match=after), alone).verdict == "pass"
     both = ({"rule": "superiority", "metric": "exact_match"}, {"rule": "superiority", "metric": "token_f1"})
     champion = scores(exact_match=before, token_f1=BASE)
-    weak = (np.array(BASE) + np.random.default_rng(9).normal(0.0, 0.2, N)).tolist()
+    weak = np.clip(np.array(BASE) + np.random.default_rng(9).normal(0.0, 0.2, N), 0, 1).tolist()
     decision = gate(champion, scores(exact_match=after, token_f1=weak), policy(*both))
     assert decision.checks[0].verdict == "inconclusive"
     assert "not after correction" in decision.checks[0].reason
@@ -186,7 +189,10 @@ def test_the_same_scores_give_the_same_bytes_in_whatever_order() -> None:
     champion, candidate = (scores(token_f1=column, answer_rate=ANSWERED) for column in (BASE, BETTER))
 
     def backwards(given: Scores) -> Scores:
-        return Scores(given.items[::-1], {k: v[::-1] for k, v in given.values.items()}, given.causes, given.outcomes)
+        columns = [
+            replace(one, values=dict(sorted(one.values.items(), reverse=True))) for one in given.columns.values()
+        ]
+        return scores_of(reversed(columns), dict(sorted(given.outcomes.items(), reverse=True)))
 
     one = gate(champion, candidate).to_json()
     assert digest_json(one) == digest_json(gate(backwards(champion), backwards(candidate)).to_json())
