@@ -115,6 +115,13 @@ def _spoil(task: Task, record: StepRecord, _: _Arguments) -> None:
     dataset_step(task, curated=record.key.inputs["curated"], shuffle_labels=True)
 
 
+def _plant(task: Task, record: StepRecord, _: _Arguments) -> None:
+    from sluice.components.dataset import dataset_step
+
+    given = record.key.parameters
+    dataset_step(task, curated=record.key.inputs["curated"], shuffle_labels=False, canaries=given["canaries"])
+
+
 def _train(task: Task, record: StepRecord, arguments: _Arguments) -> None:
     import yaml
 
@@ -201,6 +208,7 @@ _STEPS: Mapping[str, Callable[[Task, StepRecord, _Arguments], None]] = {
     "harvest": _harvest,
     "curate": _curate,
     "shuffle-labels": _spoil,
+    "plant-canaries": _plant,
     "train": _train,
     "holdout": _holdout,
     "snapshot": _snapshot,
