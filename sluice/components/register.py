@@ -134,7 +134,7 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         gate_run=gated,
         picture=picture,
         more={"Data card": f"{trained.url}/artifacts/data-card.html", "Training run": trained.url},
-        second_approver=decided.get("second_approver", ""),
+        second_approver=" and ".join(decided["second_approver_because"]),
     )
     running.state.values.update(
         version=version.number,

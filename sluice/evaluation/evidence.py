@@ -5,37 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from sluice.evaluation.comparison import Slices
 from sluice.evaluation.figures import TrainingPoint
 from sluice.evaluation.items import Item
 from sluice.evaluation.outcomes import Answer
 from sluice.evaluation.scores import Scores
+from sluice.evaluation.stopping import Stopping
 
-
-@dataclass(frozen=True)
-class Look:
-    """One look of a sequential evaluation: after `items` items, metric -> (difference, low, high) as far as known."""
-
-    items: int
-    intervals: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Stopping:
-    """How far a sequential evaluation went: `asked` of `total` items; requests that were not sent, judge's included."""
-
-    asked: int
-    total: int
-    looks: tuple[Look, ...] = ()
-    saved_requests: int = 0
-    reason: str = ""
-
-    @property
-    def saved_share(self) -> float:
-        """Share of the items that nobody had to answer."""
-        return (self.total - self.asked) / self.total if self.total else 0.0
+if TYPE_CHECKING:
+    from sluice.evaluation.safety import Finding
 
 
 @dataclass(frozen=True)
@@ -70,29 +49,10 @@ class JudgeStanding:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One thing that a safety probe found. `text` is masked already: the report is read by many."""
-
-    probe: str
-    release: Literal["candidate", "champion"]
-    item: str
-    text: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class Price:
-    """What the cost figures are counted in; 0: nobody gave a price."""
-
-    per_hour: float
-    currency: str
-
-
-@dataclass(frozen=True)
 class Evidence:
     """All that the report shows. `candidate`, `champion`: names for people; `dataset`: the data card's few lines;
     `changes`: what differs from the champion besides the weights, a sentence each, None when nobody looked;
-    `findings`: None without safety probes."""
+    findings: of the safety probes and scans, masked, None without any."""
 
     application: str
     suite: str
@@ -108,8 +68,8 @@ class Evidence:
     changes: Sequence[str] | None = None
     stopping: Stopping | None = None
     judges: Sequence[JudgeStanding] = ()
-    findings: Sequence[Finding] | None = None
-    price: Price | None = None
+    candidate_findings: Sequence[Finding] | None = None
+    champion_findings: Sequence[Finding] | None = None
 
     @cached_property
     def champion_by_item(self) -> Mapping[str, Answer]:
@@ -120,6 +80,6 @@ class Evidence:
         return {answer.item_id: answer for answer in self.candidate_answers}
 
     @property
-    def slices(self) -> Slices:
-        """Item id -> its slices."""
-        return {item.id: item.slices for item in self.items}
+    def stopped_early(self) -> Stopping | None:
+        """The account of a sequential evaluation that did not ask every item."""
+        return self.stopping if self.stopping is not None and self.stopping.asked < self.stopping.total else None

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sluice.evaluation.comparison import Comparison
+from sluice.evaluation.decision import Decision
 from sluice.evaluation.evidence import Evidence
-from sluice.evaluation.gate import Decision
 
 EACH = 10
 LONGEST_CONTEXT = 4_000

@@ -16,10 +16,12 @@ from sluice.infra.page_style import BAD, BEFORE, FIGURE_STYLE, GOOD, INK, NOW, Q
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sluice.evaluation.evidence import JudgedAgreement, Stopping
+    from sluice.evaluation.evidence import JudgedAgreement
+    from sluice.evaluation.stopping import Stopping
 
 CHAMPION, CANDIDATE = BEFORE, NOW
 _ACROSS = 3
+_PANELS = 6
 
 
 @dataclass(frozen=True)
@@ -76,36 +78,37 @@ def spread_drawing(metrics: Sequence[MetricComparison]) -> Drawing | None:
 
 
 def sequential_drawing(stopping: Stopping, metrics: Sequence[MetricComparison]) -> Drawing | None:
-    """Always-valid intervals of the gain over the number of items, one panel a metric; None without looks."""
+    """Always-valid intervals of the difference over the number of items, one panel a metric, and where its check was
+    decided; None with fewer than two looks."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    shown = [
-        (one, found)
-        for one in metrics
-        if len(found := [(look.items, *look.intervals[one.name]) for look in stopping.looks if one.name in look.intervals]) > 1
-    ]
+    shown = [(one, found) for one in metrics if len(found := _looks(stopping, one)) > 1][:_PANELS]
     if not shown:
         return None
     across = min(len(shown), 2)
     rows = math.ceil(len(shown) / across)
     with mpl.rc_context(FIGURE_STYLE):
-        figure = Figure(figsize=(10, 2.3 * rows), layout="constrained")
+        figure = Figure(figsize=(10, 2.3 * rows + 0.3), layout="constrained")
         places = figure.subplots(rows, across, squeeze=False).ravel()
         for axes, (one, found) in zip(places, shown, strict=False):
-            items, means, lows, highs = zip(*found, strict=True)
+            items, means, lows, highs, verdicts = zip(*found, strict=True)
             axes.fill_between(items, lows, highs, color=CANDIDATE, alpha=0.18, lw=0, label="always-valid interval")
             axes.plot(items, means, color=CANDIDATE, lw=1.4, marker="o", ms=3, label="difference")
             axes.axhline(0, color=INK, lw=0.9, ls=(0, (2, 2)))
             axes.axvline(stopping.asked, color=INK, lw=1)
-            stopped = stopping.asked < stopping.total
-            axes.annotate(
-                f"{'stopped' if stopped else 'ended'} at {stopping.asked}", (stopping.asked, 1), (-4, -2),
-                xycoords=("data", "axes fraction"), textcoords="offset points", ha="right", va="top", color=INK,
-            )  # fmt: skip
-            if stopped:
+            decided = next((index for index, verdict in enumerate(verdicts) if verdict in ("pass", "fail")), None)
+            if decided is not None:
+                colour = GOOD if verdicts[decided] == "pass" else BAD
+                axes.plot([items[decided]], [means[decided]], "o", ms=11, mfc="none", mec=colour, mew=2)
+                axes.annotate(
+                    verdicts[decided], (items[decided], highs[decided]), (0, 3), color=colour, ha="center",
+                    textcoords="offset points",
+                )  # fmt: skip
+            if stopping.asked < stopping.total:
                 axes.axvspan(stopping.asked, stopping.total, color=QUIET, alpha=0.1, lw=0, label="never asked")
-            axes.set(title=f"{one.metric.title}: candidate minus champion", xlabel="items", xlim=(0, stopping.total))
+            axes.set(title=f"{_named(one)}: candidate minus champion", xlabel="items", xlim=(0, stopping.total))
+            axes.margins(y=0.15)
         for axes in places[len(shown) :]:
             axes.set_axis_off()
         figure.legend(*places[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
@@ -167,6 +170,21 @@ def training_drawing(points: Sequence[TrainingPoint]) -> Drawing:
         if train or validation:
             axes.legend(loc="upper right")
         return drawn(figure)
+
+
+def _looks(stopping: Stopping, one: MetricComparison) -> list[tuple[int, float, float, float, str]]:
+    """Items, difference, low, high and verdict at each look that had an interval of this metric and slice."""
+    return [
+        (look.items, check["difference"], *check["interval"], check["verdict"])
+        for look in stopping.looks
+        for check in look.checks
+        if (check["metric"], check["slice"]) == (one.metric.name, one.slice)
+        and None not in (check["difference"], *check["interval"])
+    ]
+
+
+def _named(one: MetricComparison) -> str:
+    return f"{one.metric.title} in {one.slice}" if one.slice else one.metric.title
 
 
 def _spread(axes: Axes, one: MetricComparison) -> None:

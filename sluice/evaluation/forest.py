@@ -1,7 +1,8 @@
 """Forest plots: the intervals of all differences, turned so that right is better, on one scale for metrics of any unit.
 
 The scale is a share: of a metric's range where it has one (0 to 1: percentage points), else of the champion's value.
-What a check needs is shaded, no change is dashed. A verdict has a shape besides its colour.
+What a check needs is shaded, no change is dashed; for a limit it is the distance from the limit that is drawn. A
+verdict has a shape besides its colour.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from sluice.evaluation import wording
 from sluice.evaluation.comparison import MetricComparison
-from sluice.evaluation.gate import CheckResult
+from sluice.evaluation.decision import CheckResult
 from sluice.infra.page_style import BAD, FIGURE_STYLE, GOOD, INK, QUIET, UNSURE, Drawing, drawn
 
 COLOURS = {"pass": GOOD, "fail": BAD, "inconclusive": UNSURE, "shown": QUIET}
@@ -40,16 +41,17 @@ class ForestRow:
 def forest_row(one: MetricComparison, result: CheckResult | None) -> ForestRow:
     """The line of one metric."""
     whole = _whole(one)
-    if one.gain is None or one.mean_gain is None or not whole:
+    shown, needed = one.gain, _needed(one, result)
+    middle = one.mean_gain
+    if result is not None and result.check.rule == "limit":
+        if result.check.zero_tolerance:  # one hit decides, no interval does
+            return ForestRow(one, result)
+        shown, needed = one.room, 0.0
+        middle = None if shown is None else (shown.low + shown.high) / 2
+    if shown is None or middle is None or not whole:
         return ForestRow(one, result)
-    needed = _needed(one, result)
     return ForestRow(
-        one,
-        result,
-        one.gain.low / whole,
-        one.mean_gain / whole,
-        one.gain.high / whole,
-        None if needed is None else needed / whole,
+        one, result, shown.low / whole, middle / whole, shown.high / whole, None if needed is None else needed / whole
     )
 
 
@@ -131,7 +133,10 @@ def forest_drawing(rows: Sequence[ForestRow], confidence: float) -> Drawing | No
                 start = max(row.needed * 100, -reach)
                 axes.fill_between([start, reach], place - 0.42, place + 0.42, color=GOOD, alpha=0.1, lw=0)
                 axes.plot([row.needed * 100] * 2, [place - 0.42, place + 0.42], color=GOOD, lw=1.5)
-            text = f"{wording.difference(row.one)}  {f'({row.verdict})' if row.result and row.result.advisory else row.verdict}"
+            limit = row.result is not None and row.result.check.rule == "limit"
+            figures = wording.own(row.one) if limit else wording.difference(row.one)
+            advisory = row.result is not None and row.result.advisory
+            text = f"{figures}  {f'({row.verdict})' if advisory else row.verdict}"
             axes.annotate(
                 text, (1.01, place), xycoords=("axes fraction", "data"), va="center", color=INK, annotation_clip=False
             )
@@ -166,11 +171,9 @@ def _needed(one: MetricComparison, result: CheckResult | None) -> float | None:
     if result is None or result.check.rule == "limit":
         return None
     if result.check.rule == "superiority":
-        return result.check.minimum_effect
-    margin = result.check.margin
-    if isinstance(margin, str):
-        return -float(margin.rstrip("% ")) / 100 * abs(one.champion or 0.0)
-    return -margin
+        return 0.0
+    share = result.check.share
+    return -float(result.check.margin) if share is None else -share * abs(one.champion or 0.0)
 
 
 def _x(share: float, reach: float) -> float:

@@ -15,9 +15,9 @@ from importlib.resources import files
 from typing import Any
 
 from sluice.evaluation.comparison import Comparison
+from sluice.evaluation.decision import Decision
 from sluice.evaluation.evidence import Evidence
 from sluice.evaluation.examples import scores_of_item
-from sluice.evaluation.gate import Decision
 from sluice.evaluation.items import Item
 from sluice.evaluation.scores import Metric
 from sluice.infra.page_style import page_style

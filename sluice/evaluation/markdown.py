@@ -12,14 +12,17 @@ from collections.abc import Sequence
 
 from sluice.evaluation import wording
 from sluice.evaluation.comparison import Comparison, MetricComparison
+from sluice.evaluation.decision import CheckResult, Decision
 from sluice.evaluation.evidence import Evidence, JudgeStanding
-from sluice.evaluation.gate import CheckResult, Decision
-from sluice.evaluation.slices import Cell, slice_cells, worst_slices
+from sluice.evaluation.safety_metrics import SAFETY_METRICS
 from sluice.provenance.canonical import short
 
 LONGEST = 4_000
 ROWS = 12
 """Checks in the table; the report has them all."""
+
+FEW = 5
+"""Pairs below which a slice's mean is hardly more than one item's luck."""
 
 _NAME = 30
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~])")
@@ -39,14 +42,14 @@ def plain(text: str, limit: int = 200) -> str:
 
 def summary_markdown(decision: Decision, comparison: Comparison, evidence: Evidence) -> str:
     """The summary, its first line the verdict."""
-    ranked = sorted(decision.checks, key=lambda result: (result.advisory, _ORDER[result.verdict]))
+    ranked = sorted(decision.checks, key=lambda one: (one.advisory, _ORDER[one.verdict], bool(one.slice)))
     blocks = [f"**Gate: {decision.verdict.upper()}.** {plain(decision.summary, 600)}", _table(ranked, comparison)]
     lines = [
-        *_slices(decision, comparison, evidence),
+        *_slices(decision, comparison),
         *_safety(comparison, evidence),
         *(_judge(one) for one in evidence.judges),
         *_saving(evidence),
-        *_speed(comparison, evidence),
+        *_speed(comparison),
         *_missing(decision, comparison),
         *_changes(evidence),
         *_data(evidence),
@@ -65,7 +68,9 @@ def _table(ranked: Sequence[CheckResult], comparison: Comparison) -> str:
         found = result.evidence
         name = result.title if len(result.title) <= _NAME else f"{result.title[: _NAME - 1].rstrip()}…"
         new, old = (wording.value(v, found.metric) if found else "–" for v in _sides(found))
-        change = wording.difference(found) if found else "–"
+        change = "–" if found is None else wording.difference(found)
+        if found is not None and result.check.rule == "limit":
+            change = f"itself {wording.own(found)}"
         verdict = f"({result.verdict})" if result.advisory else result.verdict
         rows.append(f"| {plain(name)} | {new} | {old} | {change} | {verdict} |")
     notes = []
@@ -80,36 +85,36 @@ def _sides(found: MetricComparison | None) -> tuple[float | None, float | None]:
     return (found.candidate, found.champion) if found else (None, None)
 
 
-def _slices(decision: Decision, comparison: Comparison, evidence: Evidence) -> list[str]:
-    cells = slice_cells(comparison, evidence.slices)
-    if not cells:
+def _slices(decision: Decision, comparison: Comparison) -> list[str]:
+    """Where the candidate loses most, in the metrics that gate."""
+    if not comparison.slices:
         return []
-    worst = worst_slices(cells, [result.check.metric for result in decision.checks if not result.advisory])
-    count = len({cell.slice for cell in cells})
-    if not worst:
-        return [f"- **Slices:** none of {count} loses in a metric that gates."]
-    return [f"- **Worst slices:** {'; '.join(_cell(cell) for cell in worst)}."]
-
-
-def _cell(cell: Cell) -> str:
-    metric = cell.metric.metric
-    sign = 1 if metric.higher_is_better else -1
-    return f"{metric.title} in {plain(cell.slice, 50)} {wording.change(sign * cell.gain, metric)} (n = {cell.n})"
+    names = dict.fromkeys(result.check.metric for result in decision.checks if not result.advisory)
+    losing = [
+        one
+        for name in names
+        for one in comparison.worst_slices(name)
+        if one.n >= FEW and one.mean_gain is not None and one.mean_gain < 0
+    ]
+    if not losing:
+        return [f"- **Slices:** none of {len({one.slice for one in comparison.slices})} loses in a metric that gates."]
+    # By standard errors, as metrics have units of their own.
+    worst = sorted(losing, key=lambda one: ((one.mean_gain or 0.0) / max((one.high or 0.0) - (one.low or 0.0), 1e-9), one.name))
+    said = [f"{one.metric.title} in {plain(one.slice, 50)} {wording.difference(one)}, n = {one.n}" for one in worst[:3]]
+    return [f"- **Worst slices:** {'; '.join(said)}."]
 
 
 def _safety(comparison: Comparison, evidence: Evidence) -> list[str]:
-    if evidence.findings is None:
+    if evidence.candidate_findings is None:
         return []
-    probes = {one.n for one in comparison.metrics if one.metric.group == "safety" and not one.slice}
-    by_side = {
-        side: Counter(finding.probe for finding in evidence.findings if finding.release == side)
-        for side in ("candidate", "champion")
-    }
-    found = by_side["candidate"]
+    found = Counter(finding.kind for finding in evidence.candidate_findings)
+    before = len(evidence.champion_findings or ())
     if not found:
-        return [f"- **Safety:** no finding about the candidate in {sum(probes)} probes and scans."] if probes else []
-    named = ", ".join(f"{count} {plain(name, 40)}" for name, count in sorted(found.items()))
-    return [f"- **Safety: {found.total()} findings about the candidate** ({named}); champion: {by_side['champion'].total()}."]
+        return [f"- **Safety:** no finding about the candidate; {before} about the champion."]
+    titles = {metric.name.removeprefix("safety."): metric.title.lower() for metric in SAFETY_METRICS}
+    named = ", ".join(f"{count} {plain(titles.get(kind, kind), 40)}" for kind, count in sorted(found.items()))
+    plural = "" if found.total() == 1 else "s"
+    return [f"- **Safety: {found.total()} finding{plural} about the candidate** ({named}); {before} about the champion."]
 
 
 def _judge(judge: JudgeStanding) -> str:
@@ -130,25 +135,19 @@ def _judge(judge: JudgeStanding) -> str:
 
 def _saving(evidence: Evidence) -> list[str]:
     stopping = evidence.stopping
-    if stopping is None:
+    if stopping is None or not stopping.batch:
         return []
-    if stopping.asked >= stopping.total:
-        return [f"- **Sequential:** all {stopping.total} items were needed."]
-    requests = f", {stopping.saved_requests:,} requests were not sent" if stopping.saved_requests else ""
-    return [
-        f"- **Stopped early:** certain after {stopping.asked} of {stopping.total} items "
-        f"({stopping.saved_share:.0%} saved{requests})."
-    ]
+    return [f"- **Sequential:** {plain(stopping.sentence, 300)}."]
 
 
-def _speed(comparison: Comparison, evidence: Evidence) -> list[str]:
+def _speed(comparison: Comparison) -> list[str]:
     parts = []
     for one in comparison.metrics:
         metric = one.metric
         if metric.group == "speed" and not one.slice and one.candidate is not None and one.champion is not None:
-            unit = evidence.price.currency if metric.name == "speed.cost_per_1000" and evidence.price else metric.unit
             new, old = wording.value(one.candidate, metric), wording.value(one.champion, metric)
-            parts.append(f"{metric.title.lower()} {new}{f' {plain(unit, 12)}' if unit else ''} (champion {old})")
+            unit = f" {plain(metric.unit, 12)}" if metric.unit else ""
+            parts.append(f"{metric.title.lower()} {new}{unit} (champion {old})")
     return [f"- **Speed and cost:** {', '.join(parts)}."] if parts else []
 
 

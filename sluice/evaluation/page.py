@@ -14,11 +14,12 @@ from typing import Any
 
 from sluice.evaluation import wording
 from sluice.evaluation.comparison import Comparison, MetricComparison
+from sluice.evaluation.decision import CheckResult, Decision
 from sluice.evaluation.evidence import Evidence, JudgedAgreement
 from sluice.evaluation.examples import Example
 from sluice.evaluation.forest import ForestRow, axis_svg, forest_row, reach_of, row_svg
-from sluice.evaluation.gate import CheckResult, Decision
-from sluice.evaluation.slices import FEW, slice_cells
+from sluice.evaluation.markdown import FEW
+from sluice.evaluation.safety_metrics import SAFETY_METRICS
 from sluice.infra.page_style import Drawing, page_style
 
 MARKS = {"pass": "✓", "fail": "✕", "inconclusive": "?", "shown": "·"}
@@ -29,8 +30,6 @@ GROUPS = {
     "safety": "Safety",
     "speed": "Speed and cost",
 }
-STRONG = (0.1, 0.3, 0.6)
-"""Gains, in standard deviations, from which a cell of the heat map is shaded lightly, clearly, strongly."""
 
 
 def report_page(
@@ -60,8 +59,8 @@ def report_page(
         facts=_facts(decision, comparison, evidence, gating),
         gating=gating,
         advisory=[result for result in decision.checks if result.advisory],
-        groups=_groups(decision, comparison, evidence),
-        heat=_heat(comparison, evidence),
+        groups=_groups(decision, comparison),
+        heat=_heat(comparison),
         few=FEW,
         better=[example for example in examples if example.gain > 0],
         worse=[example for example in examples if example.gain < 0],
@@ -69,7 +68,9 @@ def report_page(
         value=wording.value,
         missing=[_missing_row(one) for one in comparison.metrics if one.missing],
         outcomes=_outcomes(comparison),
-        speed=_speed(comparison, evidence),
+        speed=_speed(comparison),
+        sequential=evidence.stopping is not None and bool(evidence.stopping.batch),
+        findings=_findings(evidence),
         number=_number,
         confusions={(judge.digest, one.metric): _confusion(one) for judge in evidence.judges for one in judge.agreements},
         policy=_policy(decision),
@@ -84,23 +85,23 @@ def _facts(
     """The first screen's tiles: figure, what it is, a remark, the section it is about."""
     passed = sum(result.verdict == "pass" for result in gating)
     facts = [(f"{passed} of {len(gating)}", "gating checks pass", _open(gating), "differences")]
-    stopping = evidence.stopping
-    if stopping is not None and stopping.asked < stopping.total:
-        facts.append((f"{stopping.asked}", f"of {stopping.total} items asked", f"{stopping.saved_share:.0%} saved", "sequential"))
+    early = evidence.stopped_early
+    if early is not None:
+        facts.append((f"{early.asked}", f"of {early.total} items asked", f"{early.saved:.0%} saved", "sequential"))
     else:
         facts.append((f"{comparison.total}", "items, the same for both", "", "missing"))
     for judge in evidence.judges[:1]:
         may = sum(not one.demoted for one in judge.agreements)
         remark = "advisory below the floor" if may < len(judge.agreements) or not may else "agrees with people"
         facts.append((f"{may} of {len(judge.agreements)}", "judged metrics may gate", remark, "judge"))
-    if evidence.findings is not None:
-        mine = sum(finding.release == "candidate" for finding in evidence.findings)
-        facts.append((f"{mine}", f"safety finding{'' if mine == 1 else 's'}", f"champion: {len(evidence.findings) - mine}", "safety"))
-    for name, title in (("speed.cost_per_1000", "cost of 1,000 requests"), ("speed.latency_s", "seconds to the last token")):
+    if evidence.candidate_findings is not None:
+        mine, before = len(evidence.candidate_findings), len(evidence.champion_findings or ())
+        facts.append((f"{mine}", f"safety finding{'' if mine == 1 else 's'}", f"champion: {before}", "safety"))
+    for name in ("speed.cost_per_1000", "speed.latency_s"):
         found = comparison.metric(name)
-        if found is not None and found.candidate is not None and found.champion is not None:
-            unit = f" {evidence.price.currency}" if name == "speed.cost_per_1000" and evidence.price else ""
-            facts.append((f"{wording.value(found.candidate, found.metric)}{unit}", title, f"champion: {wording.value(found.champion, found.metric)}", "speed"))
+        if found is not None and found.candidate is not None:
+            new, old = (wording.value(v, found.metric) for v in (found.candidate, found.champion))
+            facts.append((f"{new} {found.metric.unit}".strip(), found.metric.title.lower(), f"champion: {old}", "speed"))
             break
     return facts
 
@@ -110,7 +111,7 @@ def _open(gating: Sequence[CheckResult]) -> str:
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
 
 
-def _groups(decision: Decision, comparison: Comparison, evidence: Evidence) -> list[dict[str, Any]]:
+def _groups(decision: Decision, comparison: Comparison) -> list[dict[str, Any]]:
     """The forest: metrics by group, their slices below them, one scale a group."""
     from markupsafe import Markup
 
@@ -124,27 +125,28 @@ def _groups(decision: Decision, comparison: Comparison, evidence: Evidence) -> l
         ]
         if rows:
             reach = reach_of(rows)
-            shown = [_row(row, reach, evidence) for row in rows]
+            shown = [_row(row, reach) for row in rows]
             groups.append({"title": title, "axis": Markup(axis_svg(reach)), "rows": shown})
     return groups
 
 
-def _row(row: ForestRow, reach: float, evidence: Evidence) -> dict[str, Any]:
+def _row(row: ForestRow, reach: float) -> dict[str, Any]:
     from markupsafe import Markup
 
     one, result, metric = row.one, row.result, row.one.metric
     smallest = one.minimum_detectable_effect
-    unit = evidence.price.currency if metric.name == "speed.cost_per_1000" and evidence.price else metric.unit
+    limit = result is not None and result.check.rule == "limit"
     return {
         "title": one.slice or metric.title,
         "slice": bool(one.slice),
-        "unit": unit,
+        "unit": metric.unit,
         "description": "" if one.slice else metric.description,
         "less": not metric.higher_is_better and not one.slice,
         "n": one.n,
         "champion": wording.value(one.champion, metric),
         "candidate": wording.value(one.candidate, metric),
         "difference": wording.difference(one),
+        "own": wording.own(one) if limit else "",
         "always_valid": one.always_valid,
         "picture": Markup(row_svg(row, reach)),
         "need": wording.need(result.check, metric) if result else "",
@@ -155,27 +157,38 @@ def _row(row: ForestRow, reach: float, evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _heat(comparison: Comparison, evidence: Evidence) -> dict[str, Any] | None:
-    """Rows: metrics; columns: values of the slices; each cell with gain, n, a mark and how strongly it is shaded."""
-    cells = slice_cells(comparison, evidence.slices)
-    if not cells:
+def _heat(comparison: Comparison) -> dict[str, Any] | None:
+    """Rows: metrics; columns: values of the slices; each cell with difference, n, a mark and how it is shaded:
+    strongly when its interval excludes no change, lightly when the difference is a quarter of the interval's width
+    (about one standard error)."""
+    if not comparison.slices:
         return None
-    columns = sorted({cell.slice for cell in cells})
+    columns = list(dict.fromkeys(one.slice for one in comparison.slices))
+    dimensions: dict[str, list[str]] = {}
+    for column in columns:
+        name, _, given = column.partition("=")
+        dimensions.setdefault(name, []).append(given)
+    order = list(dict.fromkeys(one.metric.name for one in comparison.metrics))
     rows: dict[str, dict[str, Any]] = {}
-    for cell in cells:
-        metric = cell.metric.metric
-        row = rows.setdefault(metric.name, {"title": metric.title, "cells": dict.fromkeys(columns)})
-        level = sum(abs(cell.strength) >= limit for limit in STRONG) if cell.n >= FEW else 0
-        sign = 1 if metric.higher_is_better else -1
-        row["cells"][cell.slice] = {
-            "text": wording.change(sign * cell.gain, metric),
-            "n": cell.n,
-            "few": cell.n < FEW,
-            "mark": "" if not level else "▲" if cell.gain > 0 else "▼",
-            "shade": f"{'up' if cell.gain > 0 else 'down'}{level}" if level else "",
-        }
-    dimensions = [(name, [c.split("=", 1)[1] for c in columns if c.split("=", 1)[0] == name]) for name in dict.fromkeys(c.split("=", 1)[0] for c in columns)]
-    return {"dimensions": dimensions, "columns": columns, "rows": list(rows.values())}
+    for one in sorted(comparison.slices, key=lambda one: order.index(one.metric.name)):
+        row = rows.setdefault(one.metric.name, {"title": one.metric.title, "cells": dict.fromkeys(columns)})
+        row["cells"][one.slice] = _cell(one)
+    return {"dimensions": list(dimensions.items()), "columns": columns, "rows": list(rows.values())}
+
+
+def _cell(one: MetricComparison) -> dict[str, Any]:
+    level, gain, mean = 0, one.gain, one.mean_gain
+    if gain is not None and mean is not None and one.n >= FEW:
+        level = 2 if gain.low > 0 or gain.high < 0 else int(abs(mean) > (gain.high - gain.low) / 4)
+    way = "up" if (mean or 0.0) > 0 else "down"
+    return {
+        "text": wording.change(one.difference, one.metric),
+        "interval": wording.difference(one),
+        "n": one.n,
+        "few": one.n < FEW,
+        "mark": {"up": "▲", "down": "▼"}[way] if level else "",
+        "shade": f"{way}{level}" if level else "",
+    }
 
 
 def _missing_row(one: MetricComparison) -> dict[str, str]:
@@ -197,7 +210,7 @@ def _outcomes(comparison: Comparison) -> list[tuple[str, int, int]]:
     return [(name, old.get(name, 0), new.get(name, 0)) for name in names]
 
 
-def _speed(comparison: Comparison, evidence: Evidence) -> list[dict[str, str]]:
+def _speed(comparison: Comparison) -> list[dict[str, str]]:
     import numpy as np
 
     rows = []
@@ -211,13 +224,24 @@ def _speed(comparison: Comparison, evidence: Evidence) -> list[dict[str, str]]:
         for side, found in sides.items():
             middle, far = np.percentile(found, [50, tail]).tolist() if found else (None, None)
             cells[side] = f"{wording.value(middle, metric)} · {wording.value(far, metric)}"
-        unit = evidence.price.currency if metric.name == "speed.cost_per_1000" and evidence.price else metric.unit
-        rows.append({"title": metric.title, "unit": unit, "difference": wording.difference(one), "tail": f"p{tail}", **cells})
+        rows.append({"title": metric.title, "unit": metric.unit, "difference": wording.difference(one), "tail": f"p{tail}", **cells})
     return rows
 
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
+
+
+def _findings(evidence: Evidence) -> list[dict[str, str]] | None:
+    if evidence.candidate_findings is None:
+        return None
+    titles = {metric.name.removeprefix("safety."): metric.title for metric in SAFETY_METRICS}
+    sides = (("candidate", evidence.candidate_findings), ("champion", evidence.champion_findings or ()))
+    return [
+        {"kind": titles.get(one.kind, one.kind), "release": side, "item": one.item, "detail": one.detail, "excerpt": one.excerpt}
+        for side, found in sides
+        for one in found
+    ]
 
 
 def _confusion(one: JudgedAgreement) -> dict[str, Any]:

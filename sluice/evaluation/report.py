@@ -14,7 +14,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sluice.evaluation.comparison import Comparison, MetricComparison
-from sluice.evaluation.evidence import Evidence
+from sluice.evaluation.decision import Decision
+from sluice.evaluation.evidence import Evidence, JudgeStanding
 from sluice.evaluation.examples import Example, pick_examples
 from sluice.evaluation.figures import (
     agreement_drawing,
@@ -24,7 +25,6 @@ from sluice.evaluation.figures import (
     training_drawing,
 )
 from sluice.evaluation.forest import forest_drawing, forest_row
-from sluice.evaluation.gate import Decision
 from sluice.evaluation.items_table import items_page, items_table
 from sluice.evaluation.markdown import summary_markdown
 from sluice.evaluation.page import report_page
@@ -63,8 +63,7 @@ def _drawings(decision: Decision, comparison: Comparison, evidence: Evidence) ->
         "training": training_drawing(evidence.training) if evidence.training else None,
     }
     if evidence.stopping is not None:
-        checked = {result.check.metric for result in decision.checks}
-        metrics = [one for one in comparison.metrics if one.metric.name in checked]
+        metrics = [result.evidence for result in decision.checks if result.evidence and not result.advisory]
         drawings["sequential"] = sequential_drawing(evidence.stopping, metrics)
     for number, judge in enumerate(evidence.judges):
         drawings[f"judge-{number}"] = agreement_drawing(judge.agreements, decision.policy.judge.kappa)
@@ -80,17 +79,30 @@ def _document(decision: Decision, comparison: Comparison, examples: Sequence[Exa
         "dataset": dict(evidence.dataset),
         "training": [asdict(point) for point in evidence.training],
         "changes": None if evidence.changes is None else list(evidence.changes),
-        "stopping": asdict(evidence.stopping) if evidence.stopping else None,
-        "findings": None if evidence.findings is None else [asdict(finding) for finding in evidence.findings],
+        "stopping": evidence.stopping.to_json() if evidence.stopping else None,
+        "judges": [_judge_json(judge) for judge in evidence.judges],
+        "findings": {
+            side: None if found is None else [asdict(finding) for finding in found]
+            for side, found in (("candidate", evidence.candidate_findings), ("champion", evidence.champion_findings))
+        },
         # The report is part of what the sealed decision rests on, so here the decision names no report yet.
         "decision": {**decision.to_json(), "report": None},
         "metrics": [_metric_json(one) for one in comparison.metrics],
+        "slices": [_metric_json(one) for one in comparison.slices],
         "outcomes": {
             "champion": dict(sorted(comparison.champion_outcomes.items())),
             "candidate": dict(sorted(comparison.candidate_outcomes.items())),
         },
         "examples": [asdict(example) for example in examples],
     }
+
+
+def _judge_json(judge: JudgeStanding) -> Json:
+    agreements = [
+        {**asdict(one), "confusion": [[*labels, count] for labels, count in sorted(one.confusion.items())]}
+        for one in judge.agreements
+    ]
+    return {"model": judge.model, "digest": judge.digest, "agreements": agreements}
 
 
 def _metric_json(one: MetricComparison) -> Json:
