@@ -54,7 +54,9 @@ def compare_origins(workspace: Workspace, candidate: str, champion: str, suite: 
     found.append(_part("base", *bases, lambda: f"{_name(workspace, bases[0])} → {_name(workspace, bases[1])}"))
     decided = _decision(workspace, champion)
     if old.kind == "base-model" or decided is None:
-        found.append(("first", "the champion came before any gate, so there is no recipe, data or suite to compare with"))
+        found.append(
+            ("first", "the champion came before any gate, so there is no recipe, data or suite to compare with")
+        )
     else:
         recipes = str(old.metadata.get("recipe")), str(new.metadata.get("recipe"))
         data = str(old.metadata.get("dataset")), str(new.metadata.get("dataset"))
@@ -137,7 +139,9 @@ def _policies(decided: Mapping[str, Json], suite: Suite) -> str:
     if not decided:
         return f"the champion's cannot be read; now {suite.name}"
     said = _fields(decided["policy"], suite.policy.model_dump(mode="json"))
-    return f"policy: {said}" if said else f"{short(str(decided['suite']))} → {short(suite.digest)}, the policy is the same"
+    return (
+        f"policy: {said}" if said else f"{short(str(decided['suite']))} → {short(suite.digest)}, the policy is the same"
+    )
 
 
 def _fields(before: Json, after: Json) -> str:

@@ -99,7 +99,9 @@ def _slices(decision: Decision, comparison: Comparison) -> list[str]:
     if not losing:
         return [f"- **Slices:** none of {len({one.slice for one in comparison.slices})} loses in a metric that gates."]
     # By standard errors, as metrics have units of their own.
-    worst = sorted(losing, key=lambda one: ((one.mean_gain or 0.0) / max((one.high or 0.0) - (one.low or 0.0), 1e-9), one.name))
+    worst = sorted(
+        losing, key=lambda one: ((one.mean_gain or 0.0) / max((one.high or 0.0) - (one.low or 0.0), 1e-9), one.name)
+    )
     said = [f"{one.metric.title} in {plain(one.slice, 50)} {wording.difference(one)}, n = {one.n}" for one in worst[:3]]
     return [f"- **Worst slices:** {'; '.join(said)}."]
 
@@ -114,7 +116,9 @@ def _safety(comparison: Comparison, evidence: Evidence) -> list[str]:
     titles = {metric.name.removeprefix("safety."): metric.title.lower() for metric in SAFETY_METRICS}
     named = ", ".join(f"{count} {plain(titles.get(kind, kind), 40)}" for kind, count in sorted(found.items()))
     plural = "" if found.total() == 1 else "s"
-    return [f"- **Safety: {found.total()} finding{plural} about the candidate** ({named}); {before} about the champion."]
+    return [
+        f"- **Safety: {found.total()} finding{plural} about the candidate** ({named}); {before} about the champion."
+    ]
 
 
 def _judge(judge: JudgeStanding) -> str:
@@ -129,7 +133,11 @@ def _judge(judge: JudgeStanding) -> str:
         kappa = f" Kappa with people at its weakest ({weakest.title}): {weakest.kappa:.2f} [{weakest.low:.2f}, {weakest.high:.2f}], {weakest.n} labelled items."
     if not gating:
         return f"{name}: below the policy's floor, its metrics are shown and never gate.{kappa}"
-    share = "its metrics gate" if len(gating) == len(judge.agreements) else f"{len(gating)} of {len(judge.agreements)} metrics gate"
+    share = (
+        "its metrics gate"
+        if len(gating) == len(judge.agreements)
+        else f"{len(gating)} of {len(judge.agreements)} metrics gate"
+    )
     return f"{name}: {share}.{kappa}"
 
 

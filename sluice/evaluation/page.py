@@ -72,7 +72,9 @@ def report_page(
         sequential=evidence.stopping is not None and bool(evidence.stopping.batch),
         findings=_findings(evidence),
         number=_number,
-        confusions={(judge.digest, one.metric): _confusion(one) for judge in evidence.judges for one in judge.agreements},
+        confusions={
+            (judge.digest, one.metric): _confusion(one) for judge in evidence.judges for one in judge.agreements
+        },
         policy=_policy(decision),
         subjects=list(decision.subjects.digests().items()),
         drawings=defaultdict(str, {name: Markup(drawing.svg) for name, drawing in drawings.items()}),
@@ -101,7 +103,9 @@ def _facts(
         found = comparison.metric(name)
         if found is not None and found.candidate is not None:
             new, old = (wording.value(v, found.metric) for v in (found.candidate, found.champion))
-            facts.append((f"{new} {found.metric.unit}".strip(), found.metric.title.lower(), f"champion: {old}", "speed"))
+            facts.append(
+                (f"{new} {found.metric.unit}".strip(), found.metric.title.lower(), f"champion: {old}", "speed")
+            )
             break
     return facts
 
@@ -224,7 +228,15 @@ def _speed(comparison: Comparison) -> list[dict[str, str]]:
         for side, found in sides.items():
             middle, far = np.percentile(found, [50, tail]).tolist() if found else (None, None)
             cells[side] = f"{wording.value(middle, metric)} · {wording.value(far, metric)}"
-        rows.append({"title": metric.title, "unit": metric.unit, "difference": wording.difference(one), "tail": f"p{tail}", **cells})
+        rows.append(
+            {
+                "title": metric.title,
+                "unit": metric.unit,
+                "difference": wording.difference(one),
+                "tail": f"p{tail}",
+                **cells,
+            }
+        )
     return rows
 
 
@@ -238,7 +250,13 @@ def _findings(evidence: Evidence) -> list[dict[str, str]] | None:
     titles = {metric.name.removeprefix("safety."): metric.title for metric in SAFETY_METRICS}
     sides = (("candidate", evidence.candidate_findings), ("champion", evidence.champion_findings or ()))
     return [
-        {"kind": titles.get(one.kind, one.kind), "release": side, "item": one.item, "detail": one.detail, "excerpt": one.excerpt}
+        {
+            "kind": titles.get(one.kind, one.kind),
+            "release": side,
+            "item": one.item,
+            "detail": one.detail,
+            "excerpt": one.excerpt,
+        }
         for side, found in sides
         for one in found
     ]

@@ -1,9 +1,9 @@
 """The report people read: a summary for the model-version page, a page of its own, a table of items, and the numbers.
 
-    report.md     summary for MLflow's model-version page
-    report.html   everything, inline in MLflow's artifact viewer
-    items.html    one row an item, to filter and sort; items.json the same as a table of MLflow
-    report.json   the numbers; *.png the figures
+report.md     summary for MLflow's model-version page
+report.html   everything, inline in MLflow's artifact viewer
+items.html    one row an item, to filter and sort; items.json the same as a table of MLflow
+report.json   the numbers; *.png the figures
 """
 
 from __future__ import annotations
