@@ -34,6 +34,8 @@ from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each process has one core
+
 import numpy as np
 
 from sluice.evaluation.catalogue import catalogue
@@ -59,8 +61,8 @@ Draw = Callable[[np.random.Generator, int], tuple[Floats, Floats]]
 
 
 def texts(changed: float, *, gain: float = 0.0, broken: float = 0.0, missing: float = 0.0) -> Draw:
-    """Word overlap in [0, 1]. A share `changed` of the answers is another one, as good as the champion's is on average
-    and then `gain` better (as a share of what lacks to 1); a share `broken` of all scores 0; `missing` have no score."""
+    """Word overlap in [0, 1]. A share `changed` of the answers is another one, as good as the champion's on average and
+    then `gain` better (as a share of what lacks to 1); a share `broken` of all scores 0; `missing` have no score."""
 
     def draw(rng: np.random.Generator, n: int) -> tuple[Floats, Floats]:
         before, other = rng.beta(0.9, 0.6, n), rng.beta(0.9, 0.6, n)
@@ -139,28 +141,26 @@ def policy_of(scenario: Scenario) -> Policy:
 
 
 def scores(columns: Mapping[str, Floats], order: tuple[str, ...], *, sequential: bool) -> Scores:
-    """Scores of the items of `order`, as far as there are values."""
+    """Scores of the items of `order`."""
     made = [
         column(
             METRICS[name],
-            {item: "timeout" if np.isnan(v) else float(v) for item, v in zip(order, values, strict=False)},
+            {item: "timeout" if np.isnan(v) else float(v) for item, v in zip(order, values, strict=True)},
             sequential=sequential,
         )
         for name, values in columns.items()
     ]
-    return scores_of(made, dict.fromkeys(order[: len(next(iter(columns.values())))], "answered"))
+    return scores_of(made, dict.fromkeys(order, "answered"))
 
 
 def ask_gate(
-    before: Mapping[str, Floats],
-    after: Mapping[str, Floats],
-    policy: Policy,
-    order: tuple[str, ...],
-    *,
-    sequential: bool,
+    pairs: Mapping[str, tuple[Floats, Floats]], n: int, policy: Policy, order: tuple[str, ...], *, sequential: bool
 ) -> tuple[str, tuple[CheckResult, ...]]:
-    """Verdict and checks."""
-    old, new = (scores(columns, order, sequential=sequential) for columns in (before, after))
+    """Verdict and checks on the first `n` items."""
+    old, new = (
+        scores({name: pair[side][:n] for name, pair in pairs.items()}, order[:n], sequential=sequential)
+        for side in (0, 1)
+    )
     decision = decide(compare(old, new, policy), policy, _NOBODY, _NEVER)
     return decision.verdict, decision.checks
 
@@ -179,16 +179,13 @@ def simulate(scenario: Scenario, items: int, index: int) -> Simulated:
     rng = np.random.default_rng([index, *scenario.name.encode()])
     order, policy = order_of(items), policy_of(scenario)
     pairs = {name: draw(rng, items) for name, draw in sorted(scenario.draws.items())}
-    before, after = ({name: pair[side] for name, pair in pairs.items()} for side in (0, 1))
-    fixed, _ = ask_gate(before, after, policy, order, sequential=False)
-    verdict = "inconclusive"
-    n = items
+    fixed, _ = ask_gate(pairs, items, policy, order, sequential=False)
+    verdict, n = "inconclusive", items
     for n in [*range(BATCH, items, BATCH), items]:
         if n < policy.minimum_n:
             continue  # too few: the gate would say so, and nothing else
-        heads = ({name: values[:n] for name, values in columns.items()} for columns in (before, after))
-        verdict, checks = ask_gate(*heads, policy, order, sequential=True)
-        if settled(checks, METRICS)[0]:
+        verdict, checks = ask_gate(pairs, n, policy, order, sequential=True)
+        if settled(checks, whole=n == items)[0]:
             break
     return Simulated(fixed, verdict, n / items)
 
