@@ -162,6 +162,7 @@ def _origin(card: Mapping[str, Json]) -> str:
         "Left for later": _left(harvest.get("counts", {})) if harvest else "",
         "Traces and scores": f"{card['traces']:,} trace ids and {card['scores']:,} score ids, in lineage.json",
         "Conversations": f"{card['sessions']:,}; each lies in one split only",
+        "Canaries": f"{card['canaries']:,} made-up examples in the training split" if card.get("canaries") else "",
         "Licences": ", ".join(card["licences"]) or "none stated",
         "Records": _code(card["inputs"]["records"]),
         "Frozen holdout": _code(card["inputs"]["holdout"]),
