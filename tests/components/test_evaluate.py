@@ -16,7 +16,7 @@ from sluice.evaluation.items import ITEMS_FILE, read_items
 from sluice.evaluation.scores import read_scores
 from sluice.evaluation.stopping import read_stopping
 from sluice.infra.errors import UnavailableError
-from sluice.pipelines.reproduce import _compare_output, _scores_of_evaluation
+from sluice.pipelines.reproduce import _compare_output, _scores_within
 from sluice.provenance.canonical import canonical_json
 from sluice.provenance.step_records import parse_record
 from tests.components.scripted_releases import SUITE, Place, place, server
@@ -146,7 +146,7 @@ def test_reproduction_really_asks_again_and_compares_both_sides(
     told = _compare_output(scratch, "evaluation", made, worse.output.artifacts["evaluation"])
     assert not told.same
     assert "30 of 30 answers of the champion" in told.note
-    scores = {one.metric: one for one in _scores_of_evaluation(scratch, told)}
+    scores = {one.metric: one for one in _scores_within(scratch, told)}
     fallen, kept = scores["candidate token_f1"], scores["champion token_f1"]
     assert fallen.recorded is not None
     assert fallen.rerun is not None
