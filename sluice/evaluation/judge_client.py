@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -35,12 +38,14 @@ _BINARY = {"verdict", "attributed", "noncommittal"}
 
 
 class JudgeFailure(Exception):
-    """A request without a usable answer. `cause` is a few words; `again` whether another attempt may help."""
+    """A request without a usable answer. `cause` is a few words; `again`: the request failed, and another attempt may
+    help; `bad_answer`: an answer came that is of no use; `wait_s`: what the server asks to wait."""
 
-    def __init__(self, cause: str, *, again: bool = False, wait_s: float = 0.0) -> None:
+    def __init__(self, cause: str, *, again: bool = False, bad_answer: bool = False, wait_s: float = 0.0) -> None:
         super().__init__(cause)
         self.cause = cause
         self.again = again
+        self.bad_answer = bad_answer
         self.wait_s = wait_s
 
 
@@ -69,8 +74,9 @@ class JudgeClient:
         `nth` tells one of several answers to the same prompt from the others (they are the same at temperature 0, and
         asked once); `verdicts` is how many an answer must hold, where the prompt gave it so many claims.
         """
-        nth = nth if self.judge.sampling.temperature else 0
-        schema = strict_schema(model)
+        warm = self.judge.sampling.temperature > 0
+        nth = nth if warm else 0
+        schema = strict_schema(model, verdicts)
         key = digest_json({"judge": self.judge.digest, "prompt": prompt, "schema": schema, "nth": nth})
         if (known := self.cache.get(key)) is not None:
             self.recalled += 1
@@ -80,7 +86,9 @@ class JudgeClient:
                 content = await self._attempt(prompt, model.__name__, schema, nth)
                 answer = _checked(content, model, verdicts)
             except JudgeFailure as failure:
-                if not failure.again or attempt == self.judge.limits.attempts or self.dead:
+                # At temperature 0 a bad answer would come back the same.
+                useful = failure.again or (failure.bad_answer and warm)
+                if not useful or attempt == self.judge.limits.attempts or self.dead:
                     raise
                 if self.retries <= 0:
                     raise JudgeFailure(BUDGET_SPENT) from failure
@@ -143,7 +151,7 @@ class JudgeClient:
             self._no_sign_of_life()
             return JudgeFailure("connection", again=True)
         if isinstance(raised, openai.APIError | ValueError):  # a 200 whose body is no completion
-            return JudgeFailure("not JSON", again=True)
+            return JudgeFailure("not JSON", bad_answer=True)
         raise raised
 
     def _no_sign_of_life(self) -> None:
@@ -151,6 +159,17 @@ class JudgeClient:
         # Requests in flight together fail together: a full round of them says no more than one does.
         if self._silent >= max(self.judge.limits.dead_after, self.judge.limits.concurrency + 1):
             self.dead = True
+
+
+@asynccontextmanager
+async def open_client(judge: Judge, cache: Cache, *, planned: int) -> AsyncIterator[JudgeClient]:
+    """A client for a run of so many `planned` requests, of which the retry budget is a share."""
+    from openai import AsyncOpenAI
+
+    async with AsyncOpenAI(
+        base_url=judge.base_url, api_key=judge.api_key, max_retries=0, timeout=judge.limits.timeout_s
+    ) as client:
+        yield JudgeClient(client, judge, cache, math.ceil(planned * judge.limits.retry_budget))
 
 
 class SampleModel:
@@ -177,15 +196,18 @@ class SampleModel:
         return answer
 
 
-def strict_schema(model: type[BaseModel]) -> Json:
-    """The JSON schema of an answer as servers enforce it: nothing beside the fields, and yes or no where that is meant
-    (RAGAS's schemas allow any whole number there)."""
+def strict_schema(model: type[BaseModel], verdicts: int | None = None) -> Json:
+    """The JSON schema of an answer as servers enforce it: nothing beside the fields, yes or no where that is meant
+    (RAGAS's schemas allow any whole number there), and as many `verdicts` as there are claims."""
     schema = model.model_json_schema()
     for part in (schema, *schema.get("$defs", {}).values()):
         part["additionalProperties"] = False
         part["required"] = list(part["properties"])
         for name in _BINARY & set(part["properties"]):
             part["properties"][name]["enum"] = [0, 1]
+    if verdicts is not None:
+        for field in schema["properties"].values():
+            field |= {"minItems": verdicts, "maxItems": verdicts}
     return schema
 
 
@@ -193,20 +215,20 @@ def _content(response: ChatCompletion) -> Json:
     """The JSON value in a completion. Raises `JudgeFailure`."""
     choices = getattr(response, "choices", None)
     if not choices:
-        raise JudgeFailure("not JSON", again=True)
+        raise JudgeFailure("not JSON", bad_answer=True)
     choice = choices[0]
     if choice.finish_reason == "length":
-        raise JudgeFailure("truncated")
+        raise JudgeFailure("truncated", bad_answer=True)
     if choice.finish_reason == "content_filter" or choice.message.refusal:
         raise JudgeFailure("judge refused")
     try:
         return json.loads(choice.message.content or "", parse_constant=_not_finite)
-    except ValueError as error:
-        raise JudgeFailure("not JSON", again=True) from error
+    except (ValueError, RecursionError) as error:
+        raise JudgeFailure("not JSON", bad_answer=True) from error
 
 
 def _not_finite(constant: str) -> Any:
-    raise JudgeFailure(NOT_FINITE, again=True)
+    raise JudgeFailure(NOT_FINITE, bad_answer=True)
 
 
 def _checked(content: Json, model: type[Answered], verdicts: int | None) -> Answered:
@@ -215,13 +237,13 @@ def _checked(content: Json, model: type[Answered], verdicts: int | None) -> Answ
     try:
         answer = model.model_validate(content)
     except ValidationError as error:
-        raise JudgeFailure("schema", again=True) from error
+        raise JudgeFailure("schema", bad_answer=True) from error
     given = [answer, *(one for value in vars(answer).values() if isinstance(value, list) for one in value)]
     for part in given:
         if any(getattr(part, name, 0) not in (0, 1) for name in _BINARY):
-            raise JudgeFailure("out of range", again=True)
+            raise JudgeFailure("out of range", bad_answer=True)
     if verdicts is not None and len(given) - 1 != verdicts:
-        raise JudgeFailure("verdicts missing", again=True)
+        raise JudgeFailure("verdicts missing", bad_answer=True)
     return answer
 
 

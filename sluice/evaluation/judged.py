@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from sluice.evaluation.cache import Cache
 from sluice.evaluation.items import Item
 from sluice.evaluation.judge import Judge
-from sluice.evaluation.judge_client import JudgeClient, JudgeFailure
+from sluice.evaluation.judge_client import JudgeClient, JudgeFailure, open_client
 from sluice.evaluation.judged_metrics import JUDGED, NO_ANSWER, JudgedMetric
 from sluice.evaluation.judged_scores import RELEVANCY_QUESTIONS, Embedder, Sample, checked_score, ragas_score
 from sluice.evaluation.outcomes import Answer
@@ -19,7 +18,7 @@ from sluice.infra.errors import InputError, SluiceError
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import digest_json
 
-__all__ = ["Embedder", "Sample", "judge_samples", "samples_of"]
+__all__ = ["Embedder", "Sample", "judge_samples", "planned_requests", "samples_of"]
 
 
 def samples_of(items: Iterable[Item], answers: Iterable[Answer]) -> list[Sample]:
@@ -75,6 +74,16 @@ def judge_samples(
     ]
 
 
+def planned_requests(samples: Sequence[Sample], metrics: Iterable[str], judge: Judge) -> int:
+    """Requests that judging an answer to each of these samples takes, when nothing is known yet."""
+    return sum(
+        _requests(JUDGED[name], sample, judge)
+        for name in metrics
+        for sample in samples
+        if all(getattr(sample, field) for field in JUDGED[name].reads if field != "answer")
+    )
+
+
 def judge_of_column(judge: Judge, metric: JudgedMetric, embed: Embedder) -> str:
     """Who gave a column's scores: the judge, and the embedding model where one has its part in them."""
     return digest_json([judge.digest, embed.digest]) if metric.embeds else judge.digest
@@ -121,19 +130,9 @@ class _Run:
         self._tell()
 
     async def judge_all(self) -> None:
-        from openai import AsyncOpenAI
-
-        limits = self.judge.limits
-        temperature = self.judge.sampling.temperature
-        planned = sum(_requests(task, temperature) for task in self.waiting.values())
+        planned = sum(_requests(task.metric, task.sample, self.judge) for task in self.waiting.values())
         queue = iter(list(self.waiting.items()))
-        async with AsyncOpenAI(
-            base_url=self.judge.base_url,
-            api_key=self.judge.api_key,
-            max_retries=0,
-            timeout=limits.timeout_s,
-        ) as openai:
-            client = JudgeClient(openai, self.judge, self.cache, math.ceil(planned * limits.retry_budget))
+        async with open_client(self.judge, self.cache, planned=planned) as client:
 
             async def work() -> None:
                 # One iterator for all workers: the event loop runs one of them at a time.
@@ -146,9 +145,15 @@ class _Run:
                     self._tell()
 
             # Twice the slots: while some embed, parse or wait before another attempt, the judge has work all the same.
-            async with asyncio.TaskGroup() as group:
-                for _ in range(min(2 * limits.concurrency, len(self.waiting))):
-                    group.create_task(work())
+            workers = [
+                asyncio.create_task(work()) for _ in range(min(2 * self.judge.limits.concurrency, len(self.waiting)))
+            ]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
 
     async def _judge(self, client: JudgeClient, task: _Task) -> float | str:
         """One score, or the cause why there is none."""
@@ -184,6 +189,6 @@ def _without_judge(metric: JudgedMetric, sample: Sample) -> float | str | None:
     return None
 
 
-def _requests(task: _Task, temperature: float) -> int:
-    planned = task.metric.requests(len(task.sample.contexts))
-    return planned * RELEVANCY_QUESTIONS if task.metric.embeds and temperature else planned
+def _requests(metric: JudgedMetric, sample: Sample, judge: Judge) -> int:
+    planned = metric.requests(len(sample.contexts))
+    return planned * RELEVANCY_QUESTIONS if metric.embeds and judge.sampling.temperature else planned
