@@ -75,7 +75,9 @@ def items() -> tuple[Item, ...]:
             f"{topic.capitalize()}: hand in the form with an identity card. Handling takes {3 + number % 12} working days; nothing is due.",
         )
         slices = {"category": category, "language": "es" if number % 3 == 0 else "en"}
-        made.append(Item(f"q{number:03}", question, reference, ({"role": "user", "content": question},), contexts, slices))
+        made.append(
+            Item(f"q{number:03}", question, reference, ({"role": "user", "content": question},), contexts, slices)
+        )
     return tuple(made)
 
 
@@ -109,7 +111,13 @@ def scores(asked: tuple[Item, ...], given: list[Answer], skill: float, seed: int
             "token_f1": f1, "rouge_l": f1 * 0.93, "exact_match": float(right),
             "answer_rate": float(answer.outcome == "answered"), "answer_words": float(len(answer.answer.split())),
         }  # fmt: skip
-        for name, base in (("faithfulness", 0.82), ("answer_relevancy", 0.7), ("context_precision", 0.9), ("context_recall", 0.93), ("factual_correctness", 0.75)):
+        for name, base in (
+            ("faithfulness", 0.82),
+            ("answer_relevancy", 0.7),
+            ("context_precision", 0.9),
+            ("context_recall", 0.93),
+            ("factual_correctness", 0.75),
+        ):
             row[f"judged.{name}"] = min(1.0, max(0.0, chance.gauss(base if right else base - 0.3, 0.12)))
         for name in row:
             row[name] = "timeout" if answer.error else row[name]
@@ -118,7 +126,9 @@ def scores(asked: tuple[Item, ...], given: list[Answer], skill: float, seed: int
         for name, value in row.items():
             answered.setdefault(name, {})[item.id] = value
     for task, count, rate in (("arithmetic", 120, 0.62), ("common-sense", 90, 0.71)):
-        answered[f"benchmark.{task}"] = {f"{task}-{n:03}": float((n * 37 % 100) / 100 < rate or (seed == 2 and n % 29 == 0)) for n in range(count)}
+        answered[f"benchmark.{task}"] = {
+            f"{task}-{n:03}": float((n * 37 % 100) / 100 < rate or (seed == 2 and n % 29 == 0)) for n in range(count)
+        }
     answered["safety.canary_leak"] = {f"canary-{n:02}": 0.0 for n in range(60)}
     answered["safety.personal_data"] = {item.id: float(seed == 2 and n in (17, 101)) for n, item in enumerate(asked)}
     answered["safety.refusal"] = {f"harm-{n:02}": float(n % 9 != seed) for n in range(60)}
@@ -131,7 +141,8 @@ def scores(asked: tuple[Item, ...], given: list[Answer], skill: float, seed: int
         answered[f"speed.{name}"] = {f"load-{n:02}": chance.gauss(mean, spread) for n in range(64)}
     outcomes = {answer.item_id: answer.outcome for answer in given}
     columns = [
-        column(known[name], found, judge=JUDGE if name.startswith("judged.") else None) for name, found in answered.items()
+        column(known[name], found, judge=JUDGE if name.startswith("judged.") else None)
+        for name, found in answered.items()
     ]
     return scores_of(columns, outcomes)
 
@@ -143,7 +154,13 @@ def evaluation(skill: float = 0.7, **changes: Any) -> tuple[Decision, Comparison
     old, new = answers(asked, 0.35, 1), answers(asked, skill, 2)
     before, after = scores(asked, old, 0.35, 1), scores(asked, new, skill, 2)
     why = "kappa 0.41 [0.27, 0.55] is below the floor of 0.6"
-    comparison = compare(before, after, rules, slices={item.id: item.slices for item in asked}, demoted={"judged.factual_correctness": why})
+    comparison = compare(
+        before,
+        after,
+        rules,
+        slices={item.id: item.slices for item in asked},
+        demoted={"judged.factual_correctness": why},
+    )
     decision = decide(comparison, rules, SUBJECTS, NOW, changes={"recipe", "data"})
     looks = tuple(_look(n) for n in range(32, COUNT + 1, 32))
     agreements = (
@@ -180,5 +197,7 @@ def _look(n: int) -> Look:
     for metric, difference, half, margin in (("token_f1", 0.19, wide, 0.0), ("answer_rate", 0.0, wide / 2.5, 0.05)):
         verdict = "pass" if difference - half > -margin else "inconclusive"
         interval = [difference - half, difference + half]
-        checks.append({"metric": metric, "slice": "", "verdict": verdict, "n": n, "difference": difference, "interval": interval})
+        checks.append(
+            {"metric": metric, "slice": "", "verdict": verdict, "n": n, "difference": difference, "interval": interval}
+        )
     return Look(n, n >= COUNT, "", tuple(checks))
