@@ -108,7 +108,13 @@ def chat_server(
             self.wfile.write(b"data: [DONE]\n\n")
 
         def _event(self, content: dict[str, Any], body: dict[str, Any]) -> None:
-            event: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": body["model"], **content}
+            event: dict[str, Any] = {
+                "id": "x",
+                "object": "chat.completion.chunk",
+                "created": 0,
+                "model": body["model"],
+                **content,
+            }
             self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
