@@ -115,6 +115,13 @@ def _spoil(task: Task, record: StepRecord, _: _Arguments) -> None:
     dataset_step(task, curated=record.key.inputs["curated"], shuffle_labels=True)
 
 
+def _plant(task: Task, record: StepRecord, _: _Arguments) -> None:
+    from sluice.components.dataset import dataset_step
+
+    given = record.key.parameters
+    dataset_step(task, curated=record.key.inputs["curated"], shuffle_labels=False, canaries=given["canaries"])
+
+
 def _train(task: Task, record: StepRecord, arguments: _Arguments) -> None:
     import yaml
 
@@ -176,6 +183,19 @@ def _answers(task: Task, record: StepRecord, arguments: _Arguments) -> None:
     answers_step(task, release=inputs["release"], base=inputs["base"], prompts=inputs["prompts"], suite=suite)
 
 
+def _benchmark(task: Task, record: StepRecord, arguments: _Arguments) -> None:
+    from sluice.components.benchmark import benchmark_step
+
+    inputs = _inputs(record, arguments)
+    benchmark_step(
+        task,
+        release=inputs["release"],
+        base=inputs["base"],
+        suite=arguments.suite or suite_of(record),
+        again=int(record.key.parameters.get("again", 0)),
+    )
+
+
 def _inputs(record: StepRecord, arguments: _Arguments) -> dict[str, str]:
     return {name: arguments.instead.get(digest, digest) for name, digest in record.key.inputs.items()}
 
@@ -191,6 +211,7 @@ def suite_of(record: StepRecord) -> str:
             "suite": found.digest,
             "generation": found.generation.model_dump(mode="json"),
             "items": found.items.model_dump(mode="json"),
+            "section": found.benchmarks.model_dump(mode="json") if found.benchmarks else None,
         }
         if all(asks[part] == given[part] for part in asks if part in given):
             return name
@@ -201,6 +222,7 @@ _STEPS: Mapping[str, Callable[[Task, StepRecord, _Arguments], None]] = {
     "harvest": _harvest,
     "curate": _curate,
     "shuffle-labels": _spoil,
+    "plant-canaries": _plant,
     "train": _train,
     "holdout": _holdout,
     "snapshot": _snapshot,
@@ -208,6 +230,7 @@ _STEPS: Mapping[str, Callable[[Task, StepRecord, _Arguments], None]] = {
     "embed": _embed,
     "answers": _answers,
     "evaluate": _evaluate,
+    "benchmark": _benchmark,
 }
 RERUNNABLE = tuple(_STEPS)
 

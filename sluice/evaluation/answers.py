@@ -31,8 +31,10 @@ __all__ = [
     "Patience",
     "Prompt",
     "Sampling",
+    "cause_of",
     "generate_answers",
     "read_answers",
+    "stream_answer",
     "write_answers",
 ]
 
@@ -151,58 +153,14 @@ class _Run:
                 await asyncio.sleep(self.patience.pause_s * 2 ** (attempt - 1))
             try:
                 async with asyncio.timeout(self.patience.timeout_s):
-                    return await self._attempt(client, prompt)
+                    return await stream_answer(client, self.model, prompt, self.sampling)
             except Exception as raised:  # noqa: BLE001 - sorted into causes; what is unknown is raised again
-                error, again = self._cause(raised)
+                error, again = cause_of(raised, self.model, self.patience.timeout_s)
                 if not again:
                     break
         if error.startswith("connection"):
             await self._require_life(client)
         return Answer(prompt.item_id, "", None, None, None, None, round(time.monotonic() - started, 4), error)
-
-    async def _attempt(self, client: AsyncOpenAI, prompt: Prompt) -> Answer:
-        from openai import omit
-
-        started = time.monotonic()
-        stream = await client.chat.completions.create(
-            model=self.model,
-            messages=cast("list[ChatCompletionMessageParam]", [dict(m) for m in prompt.messages]),
-            max_tokens=self.sampling.max_tokens,
-            temperature=self.sampling.temperature,
-            seed=self.sampling.seed,
-            stream=True,
-            stream_options={"include_usage": True},
-            tools=list(prompt.tools) or omit,
-        )
-        parts: list[str] = []
-        calls: dict[int, list[str]] = {}
-        first: float | None = None
-        finish: str | None = None
-        usage: Any = None
-        async for chunk in stream:
-            usage = chunk.usage or usage
-            for choice in chunk.choices[:1]:
-                if choice.delta.content or choice.delta.tool_calls:
-                    first = first if first is not None else time.monotonic() - started
-                parts.append(choice.delta.content or "")
-                for piece in choice.delta.tool_calls or ():
-                    call = calls.setdefault(piece.index, ["", ""])
-                    if piece.function:
-                        call[0] += piece.function.name or ""
-                        call[1] += piece.function.arguments or ""
-                finish = choice.finish_reason or finish
-        if finish not in _FINISHED:
-            raise _Unfinished(f"unfinished: the stream ended with finish_reason {finish!r}")
-        return Answer(
-            prompt.item_id,
-            "".join(parts),
-            finish,
-            usage.prompt_tokens if usage else None,
-            usage.completion_tokens if usage else None,
-            round(first, 4) if first is not None else None,
-            round(time.monotonic() - started, 4),
-            tool_calls=tuple(_call(*calls[index]) for index in sorted(calls)),
-        )
 
     async def _require_life(self, client: AsyncOpenAI) -> None:
         """Raise unless the server answers anything at all: one that is gone is no property of the item."""
@@ -219,30 +177,6 @@ class _Run:
                 "is back.",
             ) from error
 
-    def _cause(self, raised: Exception) -> tuple[str, bool]:
-        """`cause: detail` of a failed attempt and whether another may help. Raises what concerns every item."""
-        import httpx2  # what openai sends with; its errors come as they are once a stream has begun
-        import openai
-
-        if isinstance(raised, TimeoutError | openai.APITimeoutError | httpx2.TimeoutException):
-            return f"timeout: no whole answer within {self.patience.timeout_s:g} s", True
-        if isinstance(raised, openai.APIStatusError):
-            detail = " ".join(str(raised.message).split())[:200]
-            if raised.status_code == 404:
-                raise InputError(f"The server knows no model {self.model!r}: {detail}.") from raised
-            if raised.status_code in (401, 403):
-                raise UnavailableError(f"The server refuses us (HTTP {raised.status_code}): {detail}.") from raised
-            return f"http {raised.status_code}: {detail}", raised.status_code in (408, 409, 429) or (
-                raised.status_code >= 500
-            )
-        if isinstance(raised, openai.APIConnectionError | httpx2.TransportError):
-            return f"connection: {raised or type(raised).__name__}", True
-        if isinstance(raised, openai.APIError):
-            return f"server: {' '.join(str(raised.message).split())[:200]}", True
-        if isinstance(raised, _Unfinished):
-            return str(raised), True
-        raise raised
-
     @property
     def _failed(self) -> int:
         return sum(answer.error is not None for answer in self.done.values())
@@ -254,11 +188,88 @@ class _Run:
         )
 
 
+async def stream_answer(client: AsyncOpenAI, model: str, prompt: Prompt, sampling: Sampling) -> Answer:
+    """One answer, timed as it comes. Raises what `cause_of` sorts."""
+    from openai import omit
+
+    started = time.monotonic()
+    stream = await client.chat.completions.create(
+        model=model,
+        messages=cast("list[ChatCompletionMessageParam]", [dict(m) for m in prompt.messages]),
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        seed=sampling.seed,
+        stream=True,
+        stream_options={"include_usage": True},
+        tools=list(prompt.tools) or omit,
+    )
+    parts: list[str] = []
+    calls: dict[int, list[str]] = {}
+    first: float | None = None
+    finish: str | None = None
+    usage: Any = None
+    async for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices[:1]:
+            if choice.delta.content or choice.delta.tool_calls:
+                first = first if first is not None else time.monotonic() - started
+            parts.append(choice.delta.content or "")
+            for piece in choice.delta.tool_calls or ():
+                call = calls.setdefault(piece.index, ["", ""])
+                if piece.function:
+                    call[0] += piece.function.name or ""
+                    call[1] += piece.function.arguments or ""
+            finish = choice.finish_reason or finish
+    if finish not in _FINISHED:
+        raise _Unfinished(f"unfinished: the stream ended with finish_reason {finish!r}")
+    return Answer(
+        prompt.item_id,
+        _whole("".join(parts)),
+        finish,
+        usage.prompt_tokens if usage else None,
+        usage.completion_tokens if usage else None,
+        round(first, 4) if first is not None else None,
+        round(time.monotonic() - started, 4),
+        tool_calls=tuple(_call(*calls[index]) for index in sorted(calls)),
+    )
+
+
+def cause_of(raised: Exception, model: str, timeout_s: float) -> tuple[str, bool]:
+    """`cause: detail` of a failed attempt and whether another may help. Raises what concerns every item."""
+    import httpx2  # what openai sends with; its errors come as they are once a stream has begun
+    import openai
+
+    if isinstance(raised, TimeoutError | openai.APITimeoutError | httpx2.TimeoutException):
+        return f"timeout: no whole answer within {timeout_s:g} s", True
+    if isinstance(raised, openai.APIStatusError):
+        detail = " ".join(str(raised.message).split())[:200]
+        if raised.status_code == 404:
+            raise InputError(f"The server knows no model {model!r}: {detail}.") from raised
+        if raised.status_code in (401, 403):
+            raise UnavailableError(f"The server refuses us (HTTP {raised.status_code}): {detail}.") from raised
+        return f"http {raised.status_code}: {detail}", raised.status_code in (408, 409, 429) or (
+            raised.status_code >= 500
+        )
+    if isinstance(raised, openai.APIConnectionError | httpx2.TransportError):
+        return f"connection: {raised or type(raised).__name__}", True
+    if isinstance(raised, openai.APIError):
+        return f"server: {' '.join(str(raised.message).split())[:200]}", True
+    if isinstance(raised, _Unfinished):
+        return str(raised), True
+    raise raised
+
+
 class _Unfinished(Exception):
     """The stream ended, and the answer had not."""
 
 
+def _whole(text: str) -> str:
+    """Text that can be written: a character whose halves (surrogates) came in two events is put together again."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _call(name: str, arguments: str) -> dict[str, Json]:
+    name, arguments = _whole(name), _whole(arguments)
     try:
         read = json.loads(arguments or "{}")
     except ValueError:

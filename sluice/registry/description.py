@@ -3,7 +3,7 @@
 What MLflow 3.17 makes of markdown there (looked at in a browser): lists, links, code and pictures are shown; tables
 have no lines, no space between columns and no alignment; colours, quotes and most HTML are dropped; the list of
 versions shows the start of the raw first line. So a table becomes aligned text in a code block where it fits, and the
-first line carries the verdict.
+first line carries the verdict. A picture is shown in its own size, about 700 pixels are there for it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ VERDICTS = {
 }
 
 DECIDE = (
-    "**To decide:** run `sluice approve {number}` or `sluice reject {number}`. Or here, under Tags: set `approval` to "
-    "`approved` or `rejected`, and add `approval.by` (your name) and `approval.comment`."
+    "**To approve:** `sluice approve {number} --reason '...'`. Or here, under Tags: set `approval` to `approved` and add "
+    "`approval.by` (your name) and `approval.comment` (why). To refuse: `sluice reject {number}`, or `rejected`."
 )
+TWO = "**Two people must approve**, each on their own: {why}."
 
 CUT = "*(Shortened here: the gate run holds the whole report.)*"
 
@@ -46,16 +47,21 @@ def describe(
     links: dict[str, str],
     picture: str | None = None,
     asks: bool = True,
+    second_approver: str = "",
 ) -> str:
     """The page's text: verdict, what it means, the gate's own words, how to decide (if it `asks`), links, one picture.
+
+    `second_approver` says why two people have to approve; empty: one is enough.
 
     `markdown` is the gate's summary: paragraphs, lists, pipe tables. A leading heading is dropped (the verdict is the
     heading), so is `**Gate: PASS.**` at the start, whose sentence then stands for ours. `links` maps words to
     addresses. At most `LIMIT` characters: the gate's last paragraphs give way first.
     """
     decide = DECIDE.format(number=number) if asks and verdict in ("pass", "overridden") else ""
+    if decide and second_approver:
+        decide = f"{TWO.format(why=second_approver)} {decide}"
     more = " · ".join(f"[{words}]({address})" for words, address in links.items())
-    ending = [part for part in (decide, more, f'<img src="{picture}" width="620">' if picture else "") if part]
+    ending = [part for part in (decide, more, f'<img src="{picture}">' if picture else "") if part]
     blocks = _blocks(markdown)
     opening = [f"### Gate: {verdict.upper()}"]
     if blocks and (said := _SAID.match(blocks[0])):

@@ -96,7 +96,9 @@ def chat_server(
             words = plan.text.split(" ") if plan.text else []
             deltas: list[dict[str, Any]] = [{"content": (" " if i else "") + word} for i, word in enumerate(words)]
             deltas += [{"tool_calls": [piece]} for piece in plan.calls]
-            choices = [[{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas]
+            choices: list[list[dict[str, Any]]] = [
+                [{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas
+            ]
             if plan.finish:
                 choices.append([{"index": 0, "delta": {}, "finish_reason": plan.finish}])
             for choice in choices:
