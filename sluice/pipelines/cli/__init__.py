@@ -16,6 +16,7 @@ from sluice.pipelines.cli import (
     explain,
     gate,
     history,
+    judge,
     keys,
     output,
     recipe,
@@ -58,6 +59,7 @@ keys.add_to(app)
 sites.add_to(app)
 recipe.add_to(app)
 train.add_to(app)
+judge.add_to(app)
 # Applications bring verbs of their own (the demonstration does) without this package knowing them.
 for entry in entry_points(group="sluice.commands"):
     app.command(name=entry.name)(entry.load())
