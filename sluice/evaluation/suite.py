@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from sluice.evaluation.benchmark_tasks import find_tasks
 from sluice.evaluation.catalogue import catalogue
 from sluice.evaluation.items import asking_order, read_items
 from sluice.evaluation.policy import HINT, Policy, Section, habit
@@ -170,7 +171,6 @@ def _contents(suite: Suite) -> Iterator[tuple[str, str]]:
         within = getattr(suite, section)
         if name := getattr(within, field) if within else "":
             yield name, digest_file(suite.file(name))
-    if suite.benchmarks and suite._folder is not None:
-        for path in sorted((suite._folder / TASKS).rglob("*")):
-            if path.is_file():
-                yield path.relative_to(suite._folder).as_posix(), digest_file(path)
+    if suite.benchmarks:
+        for task in find_tasks(suite.benchmarks.tasks, suite.tasks_folder):
+            yield f"{TASKS}/{task.name}", task.digest

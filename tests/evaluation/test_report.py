@@ -9,12 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from sluice.evaluation.metrics import score
 
 from sluice.evaluation.answers import Answer
 from sluice.evaluation.comparison import Comparison, compare
 from sluice.evaluation.gate import Decision, decide
 from sluice.evaluation.markdown import plain
-from sluice.evaluation.metrics import score
 from sluice.evaluation.report import Example, ReportContext, TrainingPoint, pick_examples, write_report
 from sluice.evaluation.suite import bundled_suite
 from tests.evaluation.scores import NOW, SUBJECTS

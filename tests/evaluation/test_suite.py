@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sluice.evaluation.benchmark_tasks import BUNDLED
 from sluice.evaluation.policy import parse_policy
 from sluice.evaluation.suite import SUITES, Suite, bundled_suite, bundled_suites, find_suite, load_suite, parse_suite
 from sluice.infra.errors import InputError
@@ -16,7 +17,7 @@ title: Mine
 metrics: [token_f1, answer_rate, answer_words]
 speed: {requests: 64}
 safety: {probes: [leakage]}
-benchmarks: {tasks: [arithmetic]}
+benchmarks: {tasks: [general-choice]}
 judged:
   metrics: [judged.faithfulness]
   calibration: labelled.jsonl
@@ -70,12 +71,13 @@ def test_the_digest_covers_what_the_named_files_hold(tmp_path: Path) -> None:
     suite = load_suite(write(tmp_path / "one"))
     copied = load_suite(write(tmp_path / "two"))
     assert suite.digest == copied.digest
-    assert set(suite.files) == {"labelled.jsonl"}
+    assert set(suite.files) == {"labelled.jsonl", "tasks/general-choice"}
     assert suite.file("labelled.jsonl").read_text().startswith('{"id": "a"')
-    (tmp_path / "two" / "tasks").mkdir()
-    (tmp_path / "two" / "tasks" / "arithmetic.yaml").write_text("task: arithmetic\n")
+    own = tmp_path / "two" / "tasks"
+    own.mkdir()
+    (own / "general-choice.yaml").write_text((BUNDLED / "general-choice.yaml").read_text())
+    (own / "general-choice.jsonl").write_text('{"question": "?", "choices": ["a", "b"], "answer": 0}\n')
     with_task = load_suite(tmp_path / "two")
-    assert set(with_task.files) == {"labelled.jsonl", "tasks/arithmetic.yaml"}
     (tmp_path / "two" / "labelled.jsonl").write_text('{"id": "b", "question": "?"}\n')
     assert len({suite.digest, with_task.digest, load_suite(tmp_path / "two").digest}) == 3
 
@@ -228,7 +230,7 @@ BAD_GATE: dict[str, tuple[list[tuple[str, str]], str]] = {
         "policy.checks.2.slice (gate.yaml line 9) = 'category=': names a dimension of the items' slices, or one value of it: category, or category=permits",
     ),
     "slice of a benchmark": (
-        [("minimum_effect: 0.02", "slice: category"), ("metric: token_f1", "metric: benchmark.arithmetic")],
+        [("minimum_effect: 0.02", "slice: category"), ("metric: token_f1", "metric: benchmark.general-choice")],
         "policy.checks.0.slice (gate.yaml line 5) = 'category': benchmark has no items with slices; leave it out",
     ),
     "valid for no time": (
