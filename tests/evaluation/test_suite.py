@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from sluice.evaluation.benchmark_tasks import BUNDLED
 from sluice.evaluation.policy import parse_policy
 from sluice.evaluation.suite import SUITES, Suite, bundled_suite, bundled_suites, find_suite, load_suite, parse_suite
 from sluice.infra.errors import InputError
@@ -73,10 +73,11 @@ def test_the_digest_covers_what_the_named_files_hold(tmp_path: Path) -> None:
     assert suite.digest == copied.digest
     assert set(suite.files) == {"labelled.jsonl", "tasks/general-choice"}
     assert suite.file("labelled.jsonl").read_text().startswith('{"id": "a"')
-    own = tmp_path / "two" / "tasks"
-    own.mkdir()
-    (own / "general-choice.yaml").write_text((BUNDLED / "general-choice.yaml").read_text())
-    (own / "general-choice.jsonl").write_text('{"question": "?", "choices": ["a", "b"], "answer": 0}\n')
+    # A task of the same name beside the suite takes the place of Sluice's.
+    shutil.copytree(SUITES.parent / "tasks", tmp_path / "two" / "tasks")
+    assert load_suite(tmp_path / "two").digest == suite.digest
+    data = tmp_path / "two" / "tasks" / "general-choice.jsonl"
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
     with_task = load_suite(tmp_path / "two")
     (tmp_path / "two" / "labelled.jsonl").write_text('{"id": "b", "question": "?"}\n')
     assert len({suite.digest, with_task.digest, load_suite(tmp_path / "two").digest}) == 3
@@ -227,7 +228,8 @@ BAD_GATE: dict[str, tuple[list[tuple[str, str]], str]] = {
     ),
     "slice that is none": (
         [("slice: category", "slice: category=")],
-        "policy.checks.2.slice (gate.yaml line 9) = 'category=': names a dimension of the items' slices, or one value of it: category, or category=permits",
+        "policy.checks.2.slice (gate.yaml line 9) = 'category=': names a dimension of the items' slices, "
+        "or one value of it: category, or category=permits",
     ),
     "slice of a benchmark": (
         [("minimum_effect: 0.02", "slice: category"), ("metric: token_f1", "metric: benchmark.general-choice")],
@@ -307,6 +309,10 @@ BAD_SUITE: dict[str, tuple[list[tuple[str, str]], str]] = {
     "file outside of the suite": (
         [("labelled.jsonl", "../labelled.jsonl")],
         "judged.calibration (line 9) = '../labelled.jsonl': must name a file below the suite's folder",
+    ),
+    "task that nobody has": (
+        [("[general-choice]", "[general-choise]")],
+        "benchmarks.tasks.0 (line 6) = 'general-choise': There is no benchmark task 'general-choise'",
     ),
     "missing policy": (
         [("gate.yaml", "gates.yaml")],

@@ -26,6 +26,8 @@ READS = {
     "diff": "",
     "doctor": "",
     "gc": "plans; deletes only with --delete, which asks: tested below",
+    "gate check": "",
+    "gate explain": "",
     "history": "",
     "keys list": "",
     "ledger": "",
@@ -39,6 +41,9 @@ READS = {
     "runs": "",
     "sites list": "",
     "status": "",
+    "suite check": "",
+    "suite list": "",
+    "suite show": "",
     "verify": "",
     "why": "",
 }

@@ -14,6 +14,7 @@ from sluice.pipelines.cli import (
     chain,
     collect,
     explain,
+    gate,
     history,
     keys,
     output,
@@ -48,6 +49,7 @@ sweep.add_to(app)
 releases.add_to(app)
 chain.add_to(app)
 explain.add_to(app)
+gate.add_to(app)
 collect.add_to(app)
 history.add_to(app)
 audit.add_to(app)
