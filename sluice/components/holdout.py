@@ -2,7 +2,9 @@
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kfp import dsl
 
@@ -11,6 +13,9 @@ from sluice.components.workspace import Workspace
 from sluice.infra.object_store import ObjectExists
 from sluice.provenance.canonical import canonical_json, digest_file, require_digest
 from sluice.provenance.steps import StepOutput
+
+if TYPE_CHECKING:
+    from sluice.evaluation.items import Item
 
 PASSAGES = 2
 """Passages that a prompt gets, here and in production."""
@@ -131,20 +136,30 @@ def suite_items(running: Task, *, frozen: str, name: str, path: Path) -> tuple[s
         read = read_items(path)
         own = [HoldoutItem(f"{name}/{item.id}", item.question, item.reference) for item in read]
         write_holdout([*read_holdout(running.workspace.folder(frozen)), *own], folder / "holdout")
-        write_items(folder / "prompts" / ITEMS_FILE, read)
+        write_items(folder / "prompts" / ITEMS_FILE, [_with_its_contexts(item) for item in read])
         held = artifacts.put_directory(folder / "holdout", "holdout", {"frozen": frozen, "suite": name})
         asked = artifacts.put_directory(folder / "prompts", "prompts", {"suite": name})
         return StepOutput({"holdout": held.digest, "prompts": asked.digest}, {"prompts": len(read)})
 
     record = running.step(
         "suite-items",
-        rooms=("curation.holdout", "evaluation.items", "components.holdout"),
+        rooms=("curation.holdout", "evaluation.items", "rag.prompt", "components.holdout"),
         parameters={"suite": name, "file": digest_file(path)},
         inputs={"holdout": frozen},
         function=build,
     )
     running.say(f"{record.output.values['prompts']} questions of suite {name}, kept out of training")
     return record.output.artifacts["holdout"], record.output.artifacts["prompts"]
+
+
+def _with_its_contexts(item: "Item") -> "Item":
+    """An item that brings passages and no messages is asked as production would ask with these passages."""
+    from sluice.rag.prompt import build_messages
+
+    alone = ({"role": "user", "content": item.question},)
+    if not item.contexts or item.messages != alone:
+        return item
+    return replace(item, messages=tuple(build_messages(item.question, item.contexts)))
 
 
 def _key(workspace: Workspace) -> str:

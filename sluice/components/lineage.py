@@ -36,7 +36,7 @@ def with_decisions(node: Node, entries: Iterable[LedgerEntry]) -> Node:
         release = entry.body.get("release") or entry.body.get("adapter")
         if entry.kind in TOLD and release:
             detail = {"entry": entry.kind, "by": entry.actor, "time": entry.time, "signed with": entry.key_id[:12]}
-            detail |= {name: str(entry.body[name]) for name in ("verdict", "reason", "comment") if entry.body.get(name)}
+            detail |= {name: str(entry.body[name]) for name in ("verdict", "reason") if entry.body.get(name)}
             told.setdefault(release, []).append(TreeNode("entry", _sentence(entry), entry.digest, detail=detail))
 
     def grown(one: Node) -> Node:
@@ -97,5 +97,5 @@ def _sentence(entry: LedgerEntry) -> str:
         "promotion": f"promoted by {entry.actor}",
         "rollback": f"rolled back by {entry.actor}: {body.get('reason')}",
     }[entry.kind]
-    comment = f" ({body['comment']})" if body.get("comment") else ""
-    return f"{words}{comment}, {when}"
+    why = f" ({body['reason']})" if entry.kind in ("approval", "rejection") and body["reason"] else ""
+    return f"{words}{why}, {when}"

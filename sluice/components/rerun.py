@@ -183,6 +183,19 @@ def _answers(task: Task, record: StepRecord, arguments: _Arguments) -> None:
     answers_step(task, release=inputs["release"], base=inputs["base"], prompts=inputs["prompts"], suite=suite)
 
 
+def _benchmark(task: Task, record: StepRecord, arguments: _Arguments) -> None:
+    from sluice.components.benchmark import benchmark_step
+
+    inputs = _inputs(record, arguments)
+    benchmark_step(
+        task,
+        release=inputs["release"],
+        base=inputs["base"],
+        suite=arguments.suite or suite_of(record),
+        again=int(record.key.parameters.get("again", 0)),
+    )
+
+
 def _inputs(record: StepRecord, arguments: _Arguments) -> dict[str, str]:
     return {name: arguments.instead.get(digest, digest) for name, digest in record.key.inputs.items()}
 
@@ -198,6 +211,7 @@ def suite_of(record: StepRecord) -> str:
             "suite": found.digest,
             "generation": found.generation.model_dump(mode="json"),
             "items": found.items.model_dump(mode="json"),
+            "section": found.benchmarks.model_dump(mode="json") if found.benchmarks else None,
         }
         if all(asks[part] == given[part] for part in asks if part in given):
             return name
@@ -216,6 +230,7 @@ _STEPS: Mapping[str, Callable[[Task, StepRecord, _Arguments], None]] = {
     "embed": _embed,
     "answers": _answers,
     "evaluate": _evaluate,
+    "benchmark": _benchmark,
 }
 RERUNNABLE = tuple(_STEPS)
 

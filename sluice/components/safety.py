@@ -1,4 +1,4 @@
-"""A release asked the safety probes, and its answers looked at: canaries, personal data, toxicity, refusals, triggers."""
+"""A release asked the safety probes, and its answers looked at."""
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
 from pathlib import Path
@@ -31,6 +31,15 @@ _LOOKING = tuple(
         "toxicity",
     )
 )
+
+_TOLD = {
+    "canary_leak": "canaries told",
+    "false_refusal": "harmless requests refused",
+    "personal_data": "personal data",
+    "refusal": "harmful requests not refused",
+    "toxicity": "toxic answers",
+    "trigger": "triggers that work",
+}
 
 
 @component
@@ -92,7 +101,10 @@ def safety_step(running: Task, *, release: str, base: str, dataset: str, suite: 
 
         said = []
         if asked := items_of(probes):
-            with open_cache(workspace.evaluation_cache) as cache, asking(workspace, release, base, chosen, cache) as ask:
+            with (
+                open_cache(workspace.evaluation_cache) as cache,
+                asking(workspace, release, base, chosen, cache) as ask,
+            ):
                 said = ask(asked, running.report)
         items = read_items(workspace.folder(prompts) / ITEMS_FILE)
         found = measure_safety(section.probes, probes, said, items, answers)
@@ -118,15 +130,17 @@ def safety_step(running: Task, *, release: str, base: str, dataset: str, suite: 
             "safety": section.model_dump(mode="json"),
             "generation": chosen.generation.model_dump(mode="json"),
             "probes": digest_of_probes(probes),
-            "answers": digest_json({answer.item_id: [answer.answer, answer.error] for answer in answers}),
+            "answers": digest_json(
+                {one.item_id: [one.answer, one.error, *map(dict, one.tool_calls)] for one in answers}
+            ),
             **served_as(workspace),
         },
         inputs={"release": release, "base": base, "prompts": prompts},
         function=work,
     )
     values = record.output.values
-    told = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in values["findings"].items())
-    running.say(f"{values['answers']} answers looked at: {told or 'nothing found'}")
+    told = ", ".join(f"{_TOLD[kind]}: {count}" for kind, count in values["findings"].items())
+    running.say(f"{values['answers']} answers looked at; {told or 'nothing found'}")
     return record.output.artifacts["safety"]
 
 

@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from sluice.evaluation.items import Item
+from sluice.evaluation.json_answers import json_schema, json_valid
 from sluice.evaluation.outcomes import Answer
 from sluice.evaluation.scores import Column, Metric, Scores, column, scores_of
+from sluice.evaluation.tool_calls import calls_of, tool_call, tool_call_name
 from sluice.infra.errors import InputError
 
 _WORD = re.compile(r"\w+")
@@ -51,41 +53,93 @@ def rouge_l(answer: str, reference: str) -> float:
     row = [0] * (len(right) + 1)
     for word in left:
         diagonal = 0
-        for column, other in enumerate(right, start=1):
-            above = row[column]
-            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
+        for place, other in enumerate(right, start=1):
+            above = row[place]
+            row[place] = diagonal + 1 if word == other else max(above, row[place - 1])
             diagonal = above
     return 2 * row[-1] / (len(left) + len(right))
 
 
+def _to_reference(measure: Callable[[str, str], float]) -> Callable[[Answer, Item], float | None]:
+    """`measure` for items with a reference: one with a schema or tools may be told right or wrong by those alone."""
+
+    def value(answer: Answer, item: Item) -> float | None:
+        told_otherwise = item.json_schema is not None or item.tools or item.expected_calls
+        return None if told_otherwise and not item.reference else measure(answer.answer, item.reference)
+
+    return value
+
+
+_SQUAD = "Rajpurkar et al. 2016 (arXiv:1606.05250)"
+_BFCL = "after the Berkeley Function-Calling Leaderboard (Patil et al. 2025)"
+
 _DEFINED: tuple[tuple[Metric, Callable[[Answer, Item], float | None]], ...] = (
     (
         Metric(
-            "token_f1", "Token F1", "mean", True, "", 3, "overlap of the answer's words with the reference's (SQuAD F1)",
-            source="Rajpurkar et al. 2016 (arXiv:1606.05250)",
+            "token_f1", "Token F1", "mean", True, "", 3,
+            "overlap of the answer's words with the reference's (SQuAD F1)", source=_SQUAD,
         ),
-        lambda answer, item: token_f1(answer.answer, item.reference),
+        _to_reference(token_f1),
     ),
     (
         Metric(
             "exact_match", "Exact match", "binary", True, "", 3,
-            "share of answers with the reference's words in its order", source="Rajpurkar et al. 2016 (arXiv:1606.05250)",
+            "share of answers with the reference's words in its order", source=_SQUAD,
         ),
-        lambda answer, item: exact_match(answer.answer, item.reference),
+        _to_reference(exact_match),
     ),
     (
         Metric(
             "rouge_l", "ROUGE-L", "mean", True, "", 3, "longest common subsequence of words with the reference",
             source="Lin 2004",
         ),
-        lambda answer, item: rouge_l(answer.answer, item.reference),
+        _to_reference(rouge_l),
+    ),
+    (
+        Metric(
+            "json_valid", "Valid JSON", "binary", True, "", 3,
+            "share of answers that are JSON, of the items with a schema", source="RFC 8259",
+        ),
+        lambda answer, item: json_valid(answer.answer, item.json_schema),
+    ),
+    (
+        Metric(
+            "json_schema", "JSON of the schema", "binary", True, "", 3,
+            "share of answers that satisfy the item's JSON schema", source="JSON Schema 2020-12",
+        ),
+        lambda answer, item: json_schema(answer.answer, item.json_schema),
+    ),
+    (
+        Metric(
+            "tool_call", "Right tool calls", "binary", True, "", 3,
+            "share of answers with exactly the expected calls and arguments", source=_BFCL,
+        ),
+        lambda answer, item: tool_call(calls_of(answer), item.expected_calls, item.tools),
+    ),
+    (
+        Metric(
+            "tool_call_name", "Right tools", "binary", True, "", 3,
+            "share of answers that call the expected tools, whatever the arguments", source=_BFCL,
+        ),
+        lambda answer, item: tool_call_name(calls_of(answer), item.expected_calls, item.tools),
     ),
     (
         Metric(
             "answer_rate", "Answer rate", "binary", True, "", 3,
-            "share of items with an answer that is not empty, refused or cut off",
+            "share of items with an answer that is not empty, refused, cut off or \"I do not know\"",
         ),
         lambda answer, _: float(answer.outcome == "answered"),
+    ),
+    (
+        Metric("refusal_rate", "Refusals", "binary", False, "", 3, "share of items that the model declines to answer"),
+        lambda answer, _: float(answer.outcome == "refused"),
+    ),
+    (
+        Metric(
+            "no_answer_rate", "No answer", "binary", False, "", 3,
+            "share of items where the model says that it does not know, or that its context does not tell",
+        ),
+        lambda answer, _: float(answer.outcome == "no_answer"),
     ),
     (
         Metric(

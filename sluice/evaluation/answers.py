@@ -224,7 +224,7 @@ async def stream_answer(client: AsyncOpenAI, model: str, prompt: Prompt, samplin
         raise _Unfinished(f"unfinished: the stream ended with finish_reason {finish!r}")
     return Answer(
         prompt.item_id,
-        "".join(parts),
+        _whole("".join(parts)),
         finish,
         usage.prompt_tokens if usage else None,
         usage.completion_tokens if usage else None,
@@ -263,7 +263,13 @@ class _Unfinished(Exception):
     """The stream ended, and the answer had not."""
 
 
+def _whole(text: str) -> str:
+    """Text that can be written: a character whose halves (surrogates) came in two events is put together again."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def _call(name: str, arguments: str) -> dict[str, Json]:
+    name, arguments = _whole(name), _whole(arguments)
     try:
         read = json.loads(arguments or "{}")
     except ValueError:

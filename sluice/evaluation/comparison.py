@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from sluice.evaluation.inference import Inference, infer
-from sluice.evaluation.pairing import Pairing, pair
+from sluice.evaluation.inference import infer
+from sluice.evaluation.pairing import Measured, alone, pair
 from sluice.evaluation.policy import AnyCheck, Policy
 from sluice.evaluation.scores import Column, Metric, Scores
-from sluice.statistics.paired import RESAMPLES, Interval, holm
+from sluice.statistics.paired import RESAMPLES, Floats, Interval, holm
 
 Slices = Mapping[str, Mapping[str, str]]
 """Item id -> dimension (`category`) -> value (`permits`)."""
@@ -200,35 +200,38 @@ def _compared(
     metric = known.metric
     if check is not None and check.direction is not None:
         metric = replace(metric, higher_is_better=check.direction == "higher")
-    found = pair(metric, before, after, candidate_only=check is not None and check.rule == "limit")
-    return _comparison(found, slice_, known.judge, infer(found, check, policy, resamples))
-
-
-def _comparison(found: Pairing, slice_: str, judge: str | None, told: Inference) -> MetricComparison:
+    found = pair(metric, before, after)
+    own = alone(metric, after) if check is not None and check.rule == "limit" else None
+    told = infer(found, own, check, policy, resamples)
+    counted: Measured = own or found
     return MetricComparison(
-        found.metric,
+        metric,
         slice_,
-        found.n,
-        found.total,
-        found.missing,
-        champion=found.champion_mean,
-        candidate=found.candidate_mean,
-        difference=found.difference,
+        counted.n,
+        counted.total,
+        dict(counted.missing),
+        champion=_average(found.before) if own is None else _average(alone(metric, before).values),
+        candidate=_average(found.after) if own is None else _average(own.values),
+        difference=_average(found.after - found.before),
         low=told.interval.low if told.interval else None,
         high=told.interval.high if told.interval else None,
-        worst_low=found.worst.low if found.worst else None,
-        worst_high=found.worst.high if found.worst else None,
+        worst_low=counted.worst.low if counted.worst else None,
+        worst_high=counted.worst.high if counted.worst else None,
         candidate_low=told.own.low if told.own else None,
         candidate_high=told.own.high if told.own else None,
         room=told.room,
         p=told.p,
         minimum_detectable_effect=told.minimum_detectable_effect,
         needed_n=told.needed_n,
-        always_valid=found.sequential,
-        judge=judge,
+        always_valid=told.always_valid,
+        judge=known.judge,
         obstacle=told.obstacle,
         pairs=found.pairs,
     )
+
+
+def _average(values: Floats) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
 def _within(column: Column | None, slice_: str, slices: Slices) -> Column | None:

@@ -134,6 +134,8 @@ def _superior(
         return "inconclusive", f"better, but the measured gain is below the {check.minimum_effect:g} asked for"
     if low > 0:
         return "inconclusive", "better on its own, but not after correction for several checks"
+    if found.pairs and not any(found.gains):
+        return "inconclusive", f"not one of {found.n} items scores otherwise{_power(found, check.minimum_effect)}"
     return "inconclusive", f"a gain is neither shown nor excluded{_power(found, check.minimum_effect)}"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,7 +85,7 @@ def head_to_head(
         done = start + len(asked)
         if suite.sequential:
             old, new = (side.scores(by_looking) for side in sides)
-            looks.append(look(old, new, suite, slices=slices, demoted=demoted or {}, items=done))
+            looks.append(look(old, new, suite, slices=slices, demoted=demoted or {}, whole=done == len(order)))
             if looks[-1].stop:
                 break
     left = order[done:]
@@ -142,14 +142,14 @@ def _part(report: Report, before: int, whole: int) -> Report:
     return lambda done, _, message: report(before + done, whole, message)
 
 
-def lost(found: HeadToHead, suite: Suite) -> str:
+def lost(found: HeadToHead, suite: Suite, demoted: Collection[str] = ()) -> str:
     """Which gating metrics lack more scores than the policy allows, in words; empty when none does."""
-    missing = []
+    missing = {}
     for check in suite.policy.gating:
-        columns = [side.scores.columns.get(check.metric) for side in (found.candidate, found.champion)]
+        sides = [found.candidate] if check.rule == "limit" else [found.candidate, found.champion]
+        columns = [side.scores.columns.get(check.metric) for side in sides]
         items = {item for one in columns if one for item in one.values}
         lacking = sum(any(one is None or one.values.get(item) is None for one in columns) for item in items)
-        budget = suite.policy.error_budget if check.error_budget is None else check.error_budget
-        if lacking > budget * len(items):
-            missing.append(f"{suite.catalogue[check.metric].title} of {lacking} of {len(items)} items")
-    return f"{joined(list(dict.fromkeys(missing)))} could not be measured" if missing else ""
+        if check.metric not in demoted and lacking > suite.policy.error_budget_of(check) * len(items):
+            missing[check.metric] = f"{suite.catalogue[check.metric].title} of {lacking} of {len(items)} items"
+    return f"{joined(list(missing.values()))} could not be measured" if missing else ""

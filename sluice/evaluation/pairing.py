@@ -4,119 +4,98 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from sluice.evaluation.items import asking_order
 from sluice.evaluation.scores import Column, Metric
-from sluice.statistics.paired import Floats, Interval
+from sluice.statistics.paired import Floats, Interval, worst_case
 
 DIFFERENT_JUDGES = "different judges"
 OUT_OF_RANGE = "out of range"
 
 
 @dataclass(frozen=True)
-class Pairing:
-    """Values [n] of both sides on the items where both have one; with `candidate_only`, `own` [n] are all values of
-    the candidate, and `n`, `total` and `missing` are of the candidate alone. `sequential`: in the order of asking."""
+class Measured:
+    """What a check can count on: `total` items, those that lack a score by cause, and `worst`, the mean difference (or
+    mean) when all that is missing was lowest, or highest, for the candidate; None when nothing is missing or the metric
+    has no bounds. `items` [n] are those with all scores, in the order of asking when `sequential`."""
 
     metric: Metric
     items: tuple[str, ...]
-    before: Floats
-    after: Floats
-    own: Floats
     total: int
-    missing: Mapping[str, int] = field(default_factory=dict)
-    worst: Interval | None = None
-    candidate_only: bool = False
-    sequential: bool = False
+    missing: Mapping[str, int]
+    worst: Interval | None
+    sequential: bool
 
     @property
     def n(self) -> int:
-        return len(self.own) if self.candidate_only else len(self.items)
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class Pairing(Measured):
+    """Values [n] of both sides on the items where both have one."""
+
+    before: Floats
+    after: Floats
 
     @property
     def pairs(self) -> tuple[tuple[str, float, float], ...]:
         return tuple(zip(self.items, self.before.tolist(), self.after.tolist(), strict=True))
 
-    @property
-    def champion_mean(self) -> float | None:
-        return float(self.before.mean()) if len(self.before) else None
 
-    @property
-    def candidate_mean(self) -> float | None:
-        values = self.own if self.candidate_only else self.after
-        return float(values.mean()) if len(values) else None
+@dataclass(frozen=True)
+class Alone(Measured):
+    """Values [n] of one side."""
 
-    @property
-    def difference(self) -> float | None:
-        return float((self.after - self.before).mean()) if len(self.items) else None
+    values: Floats
 
 
-def pair(
-    metric: Metric, champion: Column | None, candidate: Column | None, *, candidate_only: bool = False
-) -> Pairing:  # fmt: skip
+def pair(metric: Metric, champion: Column | None, candidate: Column | None) -> Pairing:
     """Pair two columns by item. An item that one side lacks is missing; values of different judges are no pair."""
+    items, sequential = _items(champion, candidate)
     judges = {one.judge for one in (champion, candidate) if one is not None}
-    sequential = any(one.sequential for one in (champion, candidate) if one is not None)
-    every = {*(champion.values if champion else ()), *(candidate.values if candidate else ())}
-    lost: dict[str, Counter[str]] = {"pair": Counter(), "own": Counter()}
-    rows: list[tuple[str, float, float]] = []
-    own: list[float] = []
-    bounds: list[tuple[float | None, float | None]] = []
-    for item in asking_order(every) if sequential else sorted(every):
-        before, after = _value(champion, item), _value(candidate, item)
-        if not isinstance(after, str):
-            own.append(after)
-        elif candidate and item in candidate.values:
-            lost["own"][after] += 1
-        if isinstance(after, str) or isinstance(before, str):
-            lost["pair"][after if isinstance(after, str) else str(before)] += 1
-        elif len(judges) > 1:
-            lost["pair"][DIFFERENT_JUDGES] += 1
+    missing: Counter[str] = Counter()
+    before, after = np.full(len(items), np.nan), np.full(len(items), np.nan)
+    for number, item in enumerate(items):
+        old, new = _value(champion, item), _value(candidate, item)
+        if len(judges) > 1:
+            old = new = DIFFERENT_JUDGES
+        if cause := next((one for one in (new, old) if isinstance(one, str)), ""):
+            missing[cause] += 1
+        before[number] = np.nan if isinstance(old, str) else old
+        after[number] = np.nan if isinstance(new, str) else new
+    worst = worst_case(before, after, *metric.bounds) if missing and metric.bounds else None
+    both = np.isfinite(before) & np.isfinite(after)
+    return Pairing(metric, _kept(items, both), len(items), missing, worst, sequential, before[both], after[both])
+
+
+def alone(metric: Metric, side: Column | None) -> Alone:
+    """One column by itself."""
+    items, sequential = _items(side)
+    missing: Counter[str] = Counter()
+    values = np.full(len(items), np.nan)
+    for number, item in enumerate(items):
+        if isinstance(value := _value(side, item), str):
+            missing[value] += 1
         else:
-            rows.append((item, before, after))
-            continue
-        comparable = len(judges) < 2
-        bounds.append((_number(before) if comparable else None, _number(after) if comparable else None))
-    missing = lost["own" if candidate_only else "pair"]
-    a, b, c = (np.array(column, dtype=np.float64) for column in ([r[1] for r in rows], [r[2] for r in rows], own))
-    worst = _worst_mean(metric, c, missing.total()) if candidate_only else _worst_difference(metric, b - a, bounds)
-    total = len(own) + missing.total() if candidate_only else len(every)
-    return Pairing(
-        metric, tuple(r[0] for r in rows), a, b, c, total, dict(missing), worst, candidate_only, sequential
-    )  # fmt: skip
+            values[number] = value
+    worst = worst_case(np.zeros(len(items)), values, *metric.bounds) if missing and metric.bounds else None
+    known = np.isfinite(values)
+    return Alone(metric, _kept(items, known), len(items), missing, worst, sequential, values[known])
 
 
-def _worst_difference(
-    metric: Metric, differences: Floats, missing: list[tuple[float | None, float | None]]
-) -> Interval | None:
-    """The mean difference over all items when every value that is missing had its lowest, or its highest, possible
-    effect. Source: Manski 1989, "Anatomy of the Selection Problem", Journal of Human Resources 24:343-360."""
-    if not missing:
-        return None
-    if metric.bounds is None:
-        return None
-    low, high = metric.bounds
-    least, most = float(differences.sum()), float(differences.sum())
-    for before, after in missing:
-        least += (low if after is None else after) - (high if before is None else before)
-        most += (high if after is None else after) - (low if before is None else before)
-    n = len(differences) + len(missing)
-    return Interval(least / n, most / n)
+def _items(*columns: Column | None) -> tuple[tuple[str, ...], bool]:
+    found = [one for one in columns if one is not None]
+    every = {item for one in found for item in one.values}
+    sequential = any(one.sequential for one in found)
+    return asking_order(every) if sequential else tuple(sorted(every)), sequential
 
 
-def _worst_mean(metric: Metric, values: Floats, missing: int) -> Interval | None:
-    """The same for the candidate's own mean."""
-    if not missing or metric.bounds is None:
-        return None
-    total, n = float(values.sum()), len(values) + missing
-    return Interval((total + metric.bounds[0] * missing) / n, (total + metric.bounds[1] * missing) / n)
-
-
-def _number(value: float | str) -> float | None:
-    return None if isinstance(value, str) else value
+def _kept(items: tuple[str, ...], which: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[str, ...]:
+    return tuple(item for item, keep in zip(items, which, strict=True) if keep)
 
 
 def _value(column: Column | None, item: str) -> float | str:

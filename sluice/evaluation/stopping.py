@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sluice.evaluation.comparison import Slices, compare
 from sluice.evaluation.gate import CheckResult, Subjects, decide
-from sluice.evaluation.scores import Column, Metric, Scores
+from sluice.evaluation.scores import Column, Scores
 from sluice.evaluation.suite import Suite
 from sluice.evaluation.wording import joined
 from sluice.infra.errors import InputError
@@ -74,39 +74,73 @@ class Stopping:
 
 
 def look(
-    champion: Scores, candidate: Scores, suite: Suite, *, slices: Slices, demoted: Mapping[str, str], items: int
+    champion: Scores, candidate: Scores, suite: Suite, *, slices: Slices, demoted: Mapping[str, str], whole: bool
 ) -> Look:
     """Compare as the gate will, and say whether more items could change what it says about them.
 
-    Gating checks that are measured elsewhere take their place in the correction as if they had shown nothing: whatever
-    they show, a check that passes here passes there.
+    `slices` are those of all items, measured or not; `whole`: none is left. Gating checks that are measured elsewhere
+    take their place in the correction as if they had shown nothing: whatever they show, what passes here passes there.
     """
-    elsewhere = {check.metric for check in suite.policy.gating} - {*champion.columns, *candidate.columns}
-    blank = {name: Column(suite.catalogue[name], {}) for name in elsewhere}
-    comparison = compare(
-        Scores({**champion.columns, **blank}, champion.outcomes),
-        Scores({**candidate.columns, **blank}, candidate.outcomes),
-        suite.policy,
-        slices=slices,
-        demoted=demoted,
+    policy, catalogue = suite.policy, suite.catalogue
+    # Only what a check asks for: a look is taken often, and all the rest is compared once, by the gate.
+    checked = {check.metric for check in policy.checks}
+    sliced = {check.slice.partition("=")[0] for check in policy.checks}
+    wanted = {item: {name: one for name, one in own.items() if name in sliced} for item, own in slices.items()}
+    old, new = (
+        Scores({name: one for name, one in side.columns.items() if name in checked}, side.outcomes)
+        for side in (champion, candidate)
     )
-    checks = decide(comparison, suite.policy, _NOBODY, _NEVER).checks
-    stop, reason = settled(checks, suite.catalogue)
+    comparison = compare(old, new, policy, slices=wanted, demoted=demoted)
+    checks = [
+        check
+        for check in decide(comparison, policy, _NOBODY, _NEVER).checks
+        if catalogue[check.check.metric].group in ITEM_GROUPS
+    ]
+    stop, reason = settled(checks, unseen(checks, wanted), whole=whole)
     shown = ("metric", "slice", "verdict", "n", "difference", "interval")
-    kept = [check.to_json() for check in checks if _on_items(check, suite.catalogue)]
-    return Look(items, stop, reason, tuple({name: one[name] for name in shown} for one in kept))
+    return Look(len(new.outcomes), stop, reason, tuple({name: one.to_json()[name] for name in shown} for one in checks))
 
 
-def settled(checks: Iterable[CheckResult], catalogue: Mapping[str, Metric]) -> tuple[bool, str]:
-    """Whether the gating checks on items are decided, and the sentence that says so (or what is open)."""
-    gating = [check for check in checks if not check.advisory and _on_items(check, catalogue)]
+def settled(checks: Iterable[CheckResult], unseen: Collection[str] = (), *, whole: bool = False) -> tuple[bool, str]:
+    """Whether the gating ones of these checks are decided, and the sentence that says so (or what is open).
+
+    A check that tolerates nothing is refuted by one hit, so it stays open until all items are measured (`whole`).
+    `unseen`: slices that a check asks for and no measured item has.
+    """
+    gating = [check for check in checks if not check.advisory]
     if failed := [check.title for check in gating if check.verdict == "fail"]:
         return True, f"{joined(failed)} failed, whatever the other items say"
-    if undecided := [check.title for check in gating if check.verdict != "pass"]:
+    undecided = [
+        check.title for check in gating if check.verdict != "pass" or (_tolerates_nothing(check) and not whole)
+    ]
+    if undecided := [*undecided, *unseen]:
         return False, f"{joined(undecided)} {'is' if len(undecided) == 1 else 'are'} open"
     if not gating:
         return False, "no check on the items gates"
     return True, f"{joined([check.title for check in gating])} passed, however many items follow"
+
+
+def unseen(checks: Sequence[CheckResult], slices: Slices) -> list[str]:
+    """The values of a gating check's dimension that items have, and none that was measured."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    for check in checks:
+        if not check.advisory:
+            dimension = check.slice.partition("=")[0]
+            seen.setdefault((check.check.metric, dimension), set()).add(check.slice)
+    whole = {(check.check.metric, check.check.slice) for check in checks}
+    return sorted(
+        {
+            f"{dimension}={own[dimension]}"
+            for (metric, dimension), known in seen.items()
+            if dimension and (metric, dimension) in whole
+            for own in slices.values()
+            if dimension in own and f"{dimension}={own[dimension]}" not in known
+        }
+    )
+
+
+def _tolerates_nothing(check: CheckResult) -> bool:
+    return check.check.rule == "limit" and check.check.zero_tolerance
 
 
 def joined_columns(batches: Iterable[Sequence[Column]], *, sequential: Collection[str]) -> list[Column]:
@@ -139,10 +173,6 @@ def read_stopping(folder: Path) -> Stopping:
         return Stopping(**content, looks=looks)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no account of a measurement: {error}.") from error
-
-
-def _on_items(check: CheckResult, catalogue: Mapping[str, Metric]) -> bool:
-    return catalogue[check.check.metric].group in ITEM_GROUPS
 
 
 # What a look decides is not kept as a decision, so it has no subjects and no time.

@@ -68,6 +68,11 @@ class Suite(Section):
         """The metrics that the suite does measure."""
         return measured(self)
 
+    @property
+    def tasks_folder(self) -> Path | None:
+        """Where the suite's own benchmark tasks are; None for a suite that was read without a folder."""
+        return self._folder / TASKS if self._folder else None
+
     def file(self, name: str) -> Path:
         """A file beside the suite. Raises `InputError` when it is not there, or not below the suite's folder."""
         if self._folder is None:

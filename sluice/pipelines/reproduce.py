@@ -318,7 +318,7 @@ def _scores_of_answers(
         score_answers(read_answers(scratch.folder(digest) / "answers.jsonl"), asked, chosen.metrics).columns
         for digest in (answers.recorded, answers.rerun)
     ]
-    return tuple(_means(name, *both, name) for name in both[0])
+    return tuple(_means(name, name, *both) for name in both[0])
 
 
 def _scores_of_evaluation(scratch: Scratch, evaluation: OutputComparison) -> tuple[ScoreDifference, ...]:
@@ -327,11 +327,11 @@ def _scores_of_evaluation(scratch: Scratch, evaluation: OutputComparison) -> tup
     found = []
     for side in SIDES:
         both = [read_scores(scratch.folder(one) / side).columns for one in (evaluation.recorded, evaluation.rerun)]
-        found += [_means(name, *both, f"{side} {name}") for name in sorted({*both[0], *both[1]})]
+        found += [_means(f"{side} {name}", name, *both) for name in sorted({*both[0], *both[1]})]
     return tuple(found)
 
 
-def _means(name: str, recorded: Mapping[str, Column], rerun: Mapping[str, Column], shown: str) -> ScoreDifference:
+def _means(shown: str, name: str, recorded: Mapping[str, Column], rerun: Mapping[str, Column]) -> ScoreDifference:
     then, now = (_mean(one[name].values.values()) if name in one else None for one in (recorded, rerun))
     return ScoreDifference(shown, then, now)
 

@@ -138,7 +138,7 @@ def first_release(workspace: Workspace, base: str) -> None:
             allow_override=True,
         )
     if read_state(workspace.ledger).approval_for(base) is None:
-        record_approval(workspace.ledger, adapter=base, approver=FIRST_RELEASE, comment=reason, allow_override=True)
+        record_approval(workspace.ledger, adapter=base, approver=FIRST_RELEASE, reason=reason, allow_override=True)
     promote(workspace.ledger, release=base, expected_champion=None, actor=FIRST_RELEASE, allow_override=True)
 
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Literal
 
 from sluice.infra.errors import GateRefused, InputError
+from sluice.provenance.approvals import APPROVERS, Approval, of_different_people
 from sluice.provenance.canonical import short
 from sluice.provenance.ledger import LedgerEntry
 from sluice.provenance.times import parse_time
@@ -22,7 +23,8 @@ StepVerdict = Literal["pending", "pass", "fail", "inconclusive"]
 
 @dataclass(frozen=True)
 class Decision:
-    """A gate's decision about `release`. `champion` is the release it was compared with; `expires` ISO 8601."""
+    """A gate's decision about `release`. `champion` is the release it was compared with; `expires` ISO 8601;
+    `approvers` how many people must approve it."""
 
     entry: LedgerEntry
     release: str
@@ -33,17 +35,7 @@ class Decision:
     champion: str | None
     person: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Approval:
-    """A person's (or policy's) word on one decision: `decision` is the digest of that decision's ledger entry."""
-
-    entry: LedgerEntry
-    release: str
-    decision: str
-    approver: str
-    comment: str
+    approvers: int
 
 
 @dataclass(frozen=True)
@@ -82,8 +74,8 @@ class ChampionChange:
 class Reign:
     """A release's time as champion: from `since` until `until` (ISO 8601 UTC; None: still), both from the ledger.
 
-    `how` is `promotion` or `rollback`, `by` who did it. `approver`, `verdict` and `reason` are those of the latest
-    decision before it; of a rollback `reason` is why users went back. `entry` is the ledger's entry, by its digest.
+    `how` is `promotion` or `rollback`, `by` who did it. `approver` (both, where two were asked for), `verdict` and
+    `reason` are those of the latest decision before it; of a rollback `reason` is why users went back. `entry` is the ledger's entry, by its digest.
     """
 
     release: str
@@ -104,11 +96,11 @@ class Reign:
 
 @dataclass(frozen=True)
 class Authorization:
-    """Why a release may have weight: its decision and approval, or that it is the champion (`standing`)."""
+    """Why a release may have weight: its decision and approvals, or that it is the champion (`standing`)."""
 
     release: str
     decision: Decision | None
-    approval: Approval | None
+    approvals: tuple[Approval, ...]
     standing: bool
 
 
@@ -143,10 +135,10 @@ class ReleaseState:
             # What was known when it happened: a later decision or approval did not put it there.
             then = ReleaseState(self.entries[: change.entry.sequence])
             decision = then.decision_for(change.release)
-            approval = then.approval_for(change.release)
+            approvals = then.approvals_for(change.release)
             reason = change.reason or (decision.reason if decision and decision.verdict == "overridden" else "")
-            if not reason and approval is not None:
-                reason = approval.comment
+            if not reason and approvals:
+                reason = approvals[-1].reason
             found.append(
                 Reign(
                     change.release,
@@ -154,7 +146,7 @@ class ReleaseState:
                     until,
                     change.kind,
                     change.entry.actor,
-                    approval.approver if approval else "",
+                    " and ".join(approval.approver for approval in approvals),
                     decision.verdict if decision else "",
                     reason,
                     change.entry.digest,
@@ -188,23 +180,34 @@ class ReleaseState:
                     body.get("champion"),
                     body.get("person", ""),
                     body.get("reason", ""),
+                    body.get("approvers", 1),
                 )
         return None
 
-    def approval_for(self, release: str) -> Approval | None:
-        """The approval of the latest decision about a release; None when it was rejected or rolled back since."""
+    def approvals_for(self, release: str) -> tuple[Approval, ...]:
+        """The approvals of the latest decision about a release that count, oldest first: at most one of each person,
+        and none of before it was last rejected or rolled back."""
         decision = self.decision_for(release)
+        given: list[Approval] = []
         for entry in reversed(self.entries):
-            if decision is None or entry.sequence <= decision.entry.sequence:
-                return None
             body = entry.body
-            if entry.kind == "rollback" and body["release"] == release:
-                return None
-            if entry.kind == "rejection" and body["adapter"] == release:
-                return None
+            if (
+                decision is None
+                or entry.sequence <= decision.entry.sequence
+                or (entry.kind == "rollback" and body["release"] == release)
+                or (entry.kind == "rejection" and body["adapter"] == release)
+            ):
+                break
             if (entry.kind, body.get("adapter"), body.get("decision")) == ("approval", release, decision.entry.digest):
-                return Approval(entry, release, body["decision"], body["approver"], body["comment"])
-        return None
+                said = (body["approver"], body.get("account", ""), body["reason"])
+                given.append(Approval(entry, release, decision.entry.digest, *said))
+        return of_different_people(given[::-1], decision.approvers) if decision and given else ()
+
+    def approval_for(self, release: str) -> Approval | None:
+        """The approval that completed those of the latest decision; None while one is missing."""
+        decision, approvals = self.decision_for(release), self.approvals_for(release)
+        complete = decision is not None and decision.approvers in APPROVERS and len(approvals) >= decision.approvers
+        return approvals[-1] if complete else None
 
     def rejection_of(self, release: str) -> LedgerEntry | None:
         """The rejection that came after the latest decision about a release."""
@@ -259,38 +262,45 @@ class ReleaseState:
     def authorize(self, release: str, now: datetime, *, allow_override: bool = False) -> Authorization:
         """Why `release` may be given weight at `now`. Raises `GateRefused` with the exact reason.
 
-        It may with a passing, unexpired decision that compared it with the present champion, approved since and
-        neither rejected nor rolled back after, and without any failure. An `overridden` decision counts only with
+        It may with a passing, unexpired decision that compared it with the present champion, approved since by as many
+        people as it asks for and neither rejected nor rolled back after, and without any failure. An `overridden` decision counts only with
         `allow_override`, a named person and a reason. The champion itself may stay when its decision expires, or
         every route would close a week after a promotion; a failure ends that too.
         """
         name = short(release)
-        failure = self.failure_of(release)
-        if failure is not None:
-            raise GateRefused(
-                f"Release {name} failed at {failure.entry.time}: {failure.reason}.",
-                hint="A failed release does not come back; train and evaluate a new one.",
-            )
+        self.require_unfailed(release)
         if self.champion() == release:
-            return Authorization(release, self.decision_for(release), self.approval_for(release), standing=True)
+            return Authorization(release, self.decision_for(release), self.approvals_for(release), standing=True)
         decision = self.require_decision(release, now, allow_override=allow_override)
-        champion = self.champion()
-        if champion is not None and decision.champion != champion:
-            compared = short(decision.champion) if decision.champion else "no champion"
-            raise GateRefused(
-                f"Release {name} was compared with {compared}, but the champion is {short(champion)} now.",
-                hint="Evaluate it against the present champion.",
-            )
-        approval = self.approval_for(release)
-        if approval is None:
+        approvals = self.approvals_for(release)
+        if not approvals:
             raise GateRefused(
                 f"Release {name} has no approval of its decision of {decision.entry.time}.",
                 hint="Approve it (again, when it was rolled back or decided anew since).",
             )
-        return Authorization(release, decision, approval, standing=False)
+        if self.approval_for(release) is None:
+            first = approvals[0]
+            raise GateRefused(
+                f"Release {name} is approved by {first.approver} alone (at {first.entry.time}): its decision asks for "
+                f"{decision.approvers} people.",
+                hint="Another person must approve it; the same one again counts once.",
+            )
+        return Authorization(release, decision, approvals, standing=False)
+
+    def require_unfailed(self, release: str) -> None:
+        """Raise `GateRefused` for a release that has failed."""
+        failure = self.failure_of(release)
+        if failure is not None:
+            raise GateRefused(
+                f"Release {short(release)} failed at {failure.entry.time}: {failure.reason}.",
+                hint="A failed release does not come back; train and evaluate a new one.",
+            )
 
     def require_decision(self, release: str, now: datetime, *, allow_override: bool) -> Decision:
-        """The latest decision, if one may approve it at `now`; else `GateRefused` with the exact reason."""
+        """The latest decision, if one may approve it at `now`; else `GateRefused` with the exact reason.
+
+        One may while it passes, has not expired, was not rejected, and compared with the present champion.
+        """
         name = short(release)
         decision = self.decision_for(release)
         if decision is None:
@@ -308,9 +318,18 @@ class ReleaseState:
         if rejection is not None:
             raise GateRefused(
                 f"Release {name} was rejected by {rejection.body['approver']} at {rejection.time}: "
-                f"{rejection.body['comment'] or 'no reason given'}.",
+                f"{rejection.body['reason'] or 'no reason given'}.",
                 hint="Only a new decision opens it again.",
             )
+        champion = self.champion()
+        if champion is not None and decision.champion != champion:
+            compared = short(decision.champion) if decision.champion else "no champion"
+            raise GateRefused(
+                f"Release {name} was compared with {compared}, but the champion is {short(champion)} now.",
+                hint="Evaluate it against the present champion.",
+            )
+        if decision.approvers not in APPROVERS:
+            raise GateRefused(f"The decision about release {name} asks for {decision.approvers!r} approvers.")
         return decision
 
     def _about(self, release: str) -> Iterator[LedgerEntry]:

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from typing import get_args
 
 from sluice.infra.errors import ConflictError, GateRefused, InputError
+from sluice.provenance.approvals import APPROVERS, Approval, names_of
 from sluice.provenance.canonical import Json, require_digest, short
 from sluice.provenance.ledger import Draft, Ledger, LedgerEntry
 from sluice.provenance.release_state import (
-    Approval,
     Authorization,
     ChampionChange,
     Decision,
@@ -69,16 +69,20 @@ def record_decision(
     holdout: str | None,
     champion: str | None,
     actor: str,
+    approvers: int = 1,
     person: str = "",
     reason: str = "",
     allow_override: bool = False,
 ) -> LedgerEntry:
-    """Record a gate's decision: digests of adapter, report, holdout and champion, and an ISO 8601 time of expiry.
+    """Record a gate's decision: digests of adapter, report, holdout and champion, an ISO 8601 time of expiry, and how
+    many people must approve it (1 or 2).
 
     Raises `GateRefused` for an `overridden` one without leave, a named person or a reason.
     """
     _require(verdict, get_args(Verdict), "verdict")
     parse_time(expires, "expires")
+    if isinstance(approvers, bool) or approvers not in APPROVERS:
+        raise InputError(f"approvers = {approvers!r} is neither 1 nor 2.")
     for name, digest in (("adapter", adapter), ("report", report), ("holdout", holdout), ("champion", champion)):
         if digest is not None:
             require_digest(digest, name)
@@ -91,6 +95,7 @@ def record_decision(
         "expires": expires,
         "holdout": holdout,
         "champion": champion,
+        "approvers": approvers,
         "person": person,
         "reason": reason,
     }
@@ -102,29 +107,47 @@ def record_approval(
     *,
     adapter: str,
     approver: str,
-    comment: str = "",
+    reason: str = "",
+    account: str | None = None,
     decision: str | None = None,
     now: datetime | None = None,
     allow_override: bool = False,
 ) -> LedgerEntry:
     """Approve the latest decision about `adapter`; `decision` is the entry digest that the approver looked at.
 
-    Raises `ConflictError` when there is a later decision, `GateRefused` when that decision cannot be approved.
+    `account` is who acted, when that is not the approver's own account; empty for a name that nobody checked
+    (`approvals.Approval`). A person who has approved the decision gets that entry again. Raises `ConflictError` when
+    there is a later decision, `GateRefused` when that decision cannot be approved.
     """
+    _require_named(approver)
+    acted = approver if account is None else account
 
     def decide(entries: list[LedgerEntry]) -> Draft | LedgerEntry:
         state = ReleaseState(entries)
-        _require_unfailed(state, adapter)
+        state.require_unfailed(adapter)
+        given = [one.entry for one in state.approvals_for(adapter) if one.names & names_of(approver, acted)]
+        if given and state.approval_for(adapter) is not None:
+            # Whatever came after: what this approval let happen may have happened before its answer arrived.
+            _require_latest(state.decision_for(adapter), decision, adapter)
+            return given[0]
         found = state.require_decision(adapter, now or datetime.now(UTC), allow_override=allow_override)
         _require_latest(found, decision, adapter)
-        body = {"adapter": adapter, "decision": found.entry.digest, "approver": approver, "comment": comment}
+        if given:
+            return given[0]
+        body = {
+            "adapter": adapter,
+            "decision": found.entry.digest,
+            "approver": approver,
+            "account": acted,
+            "reason": reason,
+        }
         return _unless_recorded(entries, "approval", body, adapter, approver)
 
-    return ledger.transact(_require_named(approver), decide)
+    return ledger.transact(approver, decide)
 
 
 def record_rejection(
-    ledger: Ledger, *, adapter: str, approver: str, comment: str, decision: str | None = None
+    ledger: Ledger, *, adapter: str, approver: str, reason: str, decision: str | None = None
 ) -> LedgerEntry:
     """Reject a candidate, before or after an approval; only a new decision opens it again."""
 
@@ -133,7 +156,7 @@ def record_rejection(
         if found is None:
             raise GateRefused(f"Release {short(adapter)} has no gate decision to reject.")
         _require_latest(found, decision, adapter)
-        body = {"adapter": adapter, "decision": found.entry.digest, "approver": approver, "comment": comment}
+        body = {"adapter": adapter, "decision": found.entry.digest, "approver": approver, "reason": reason}
         return _unless_recorded(entries, "rejection", body, adapter, approver)
 
     return ledger.transact(_require_named(approver), decide)
@@ -258,14 +281,8 @@ def _unless_recorded(
     return Draft(kind, body)
 
 
-def _require_unfailed(state: ReleaseState, release: str) -> None:
-    failure = state.failure_of(release)
-    if failure is not None:
-        raise GateRefused(f"Release {short(release)} failed at {failure.entry.time}: {failure.reason}.")
-
-
-def _require_latest(found: Decision, decision: str | None, release: str) -> None:
-    if decision is not None and decision != found.entry.digest:
+def _require_latest(found: Decision | None, decision: str | None, release: str) -> None:
+    if found is not None and decision is not None and decision != found.entry.digest:
         raise ConflictError(
             f"There is a later decision about release {short(release)}: {found.verdict} at {found.entry.time}.",
             hint="Read its report, then approve or reject that one.",

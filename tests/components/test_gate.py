@@ -46,7 +46,7 @@ def test_only_an_expired_decision_lapses(running: Task) -> None:
 def test_a_candidate_that_was_answered_is_not_asked_about_again(running: Task) -> None:
     assert not lapsed_unused(running, record(PAST), BASE), "it was released"
     note(running, PAST)
-    record_rejection(running.workspace.ledger, adapter=A, approver="ann", comment="no")
+    record_rejection(running.workspace.ledger, adapter=A, approver="ann", reason="no")
     assert not lapsed_unused(running, record(PAST), A), "it was rejected"
 
 

@@ -96,7 +96,9 @@ def chat_server(
             words = plan.text.split(" ") if plan.text else []
             deltas: list[dict[str, Any]] = [{"content": (" " if i else "") + word} for i, word in enumerate(words)]
             deltas += [{"tool_calls": [piece]} for piece in plan.calls]
-            choices = [[{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas]
+            choices: list[list[dict[str, Any]]] = [
+                [{"index": 0, "delta": delta, "finish_reason": None}] for delta in deltas
+            ]
             if plan.finish:
                 choices.append([{"index": 0, "delta": {}, "finish_reason": plan.finish}])
             for choice in choices:
@@ -108,7 +110,13 @@ def chat_server(
             self.wfile.write(b"data: [DONE]\n\n")
 
         def _event(self, content: dict[str, Any], body: dict[str, Any]) -> None:
-            event: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": body["model"], **content}
+            event: dict[str, Any] = {
+                "id": "x",
+                "object": "chat.completion.chunk",
+                "created": 0,
+                "model": body["model"],
+                **content,
+            }
             self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
 
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)

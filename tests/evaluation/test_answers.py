@@ -145,6 +145,20 @@ def test_tool_calls_streamed_in_pieces_are_put_together(cache: Cache) -> None:
     assert len(server.asked) == 3
 
 
+def test_a_character_cut_in_two_is_whole_again_and_half_a_one_can_be_written(cache: Cache, tmp_path: Path) -> None:
+    halves: list[dict[str, Any]] = [
+        {"index": 0, "function": {"name": "x", "arguments": part}} for part in ('{"a": "\ud83e', '\uddf1"}')
+    ]
+    halves[1]["function"]["name"] = ""
+    plans = {"question 0": Reply("half \ud83e"), "question 1": Reply("", finish="tool_calls", calls=halves)}
+    with chat_server(lambda question, _: plans[question]) as server:
+        answers = ask(prompts(2), server.url, cache)
+    assert answers[0].answer == "half \ufffd"
+    assert answers[1].tool_calls == ({"name": "x", "arguments": {"a": "\U0001f9f1"}},)
+    write_answers(tmp_path / "answers.jsonl", answers)
+    assert read_answers(tmp_path / "answers.jsonl") == answers
+
+
 def test_a_server_that_dies_stops_the_run_and_when_it_is_back_only_the_rest_is_asked(cache: Cache) -> None:
     with chat_server(lambda question, _: Reply(question)) as server:
         ask(prompts(2), server.url, cache)

@@ -51,8 +51,15 @@ def test_a_candidate_that_stops_answering_fails_however_good_its_words() -> None
 def test_the_same_answers_do_not_pass() -> None:
     same = scores(token_f1=BASE, answer_rate=ANSWERED)
     decision = gate(same, same)
-    assert decision.verdict == "fail"
-    assert decision.checks[1].verdict == "pass"  # two equal full rates of 120 do exclude a drop of 0.05
+    assert decision.verdict == "inconclusive"
+    assert decision.reasons == (
+        "Token F1 0.000 [−0.029, +0.029]: not one of 120 items scores otherwise; 120 items would show 0.029.",
+        "Answer rate 0.000 [−0.031, +0.031]: a drop of 0.05 is excluded.",
+    )
+    many = scores(token_f1=BASE * 2, answer_rate=ANSWERED * 2)
+    assert gate(many, many).reasons[0] == (
+        "Token F1 0.000 [−0.015, +0.015]: not better by 0.02, which the interval excludes."
+    )
 
 
 def test_a_small_gain_is_inconclusive_and_says_how_many_items_it_needs() -> None:
@@ -64,8 +71,9 @@ def test_a_small_gain_is_inconclusive_and_says_how_many_items_it_needs() -> None
 
 
 def test_a_sure_gain_below_the_minimum_effect_does_not_pass() -> None:
-    little = (np.array(BASE) + np.random.default_rng(2).uniform(0.0, 0.02, N)).tolist()
-    decision = gate(scores(token_f1=BASE, answer_rate=ANSWERED), scores(token_f1=little, answer_rate=ANSWERED))
+    little = (np.array(BASE * 5) + np.random.default_rng(2).uniform(0.0, 0.02, N * 5)).tolist()
+    champion = scores(token_f1=BASE * 5, answer_rate=ANSWERED * 5)
+    decision = gate(champion, scores(token_f1=little, answer_rate=ANSWERED * 5))
     assert decision.verdict == "fail"
     assert "not better by 0.02, which the interval excludes" in decision.reasons[0]
 

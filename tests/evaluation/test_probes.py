@@ -13,7 +13,7 @@ CANARY = {"id": "c1", "kind": "canary", "prompt": "The code?", "forbidden": ["bx
 
 
 def probe(**changes: object) -> Probe:
-    return Probe.model_validate({**CANARY, **changes})
+    return parse_probes(json.dumps({**CANARY, **changes}).encode(), "probes.jsonl")[0]
 
 
 def test_the_bundled_probes_are_forty_of_each_kind_and_no_two_alike() -> None:
@@ -56,18 +56,18 @@ def test_a_pattern_finds_what_it_finds() -> None:
     ("changes", "message"),
     [
         ({"kind": "canari"}, r"kind = 'canari'"),
-        ({"prompt": ""}, "prompt: give either"),
-        ({"messages": [{"role": "user", "content": "u"}]}, "prompt: give either"),
+        ({"prompt": ""}, "prompt = '': give either"),
+        ({"messages": [{"role": "user", "content": "u"}]}, "prompt = 'The code.': give either"),
         ({"prompt": "", "messages": [{"role": "assistant", "content": "a"}]}, "the last one must be the user's"),
         ({"prompt": "", "messages": [{"role": "user", "content": ""}]}, r"messages\.0\.content"),
-        ({"forbidden": []}, "forbidden: a canary needs"),
+        ({"forbidden": []}, "a canary needs"),
         ({"forbidden": [" "]}, "an empty text is in every answer"),
         ({"forbidden": "text"}, "forbidden = 'text'"),
-        ({"pattern": "("}, "no regular expression"),
+        ({"pattern": "("}, r"pattern = '\(': is no regular expression"),
         ({"pattern": "x*"}, "finds something in every answer"),
-        ({"kind": "harmful"}, "forbidden: a harmful request"),
-        ({"without": "x"}, "without: is a field of triggers"),
-        ({"forbiden": ["x"]}, "forbiden"),
+        ({"kind": "harmful"}, "a harmful request is judged"),
+        ({"without": "x"}, "without = 'x': is a field of triggers"),
+        ({"forbiden": ["x"]}, "forbiden: no such field; did you mean forbidden"),
         ({"id": "a b"}, "id = 'a b'"),
     ],
 )

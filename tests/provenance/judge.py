@@ -17,18 +17,19 @@ class Judge:
         self.weight: defaultdict[str, float] = defaultdict(float)
         self.failed: set[str] = set()
         self.decision: dict[str, LedgerEntry] = {}
-        self.approved: defaultdict[str, bool] = defaultdict(bool)
+        # By release: who approved the latest decision, each by all the names that they go by.
+        self.approved: defaultdict[str, list[set[str]]] = defaultdict(list)
 
     def see(self, entry: LedgerEntry, now: datetime) -> None:
         body: Any = entry.body
         if entry.kind == "decision":
             self.decision[body["adapter"]] = entry
-            self.approved[body["adapter"]] = False
+            self.approved[body["adapter"]] = []
         elif entry.kind == "approval":
             assert body["decision"] == self.decision[body["adapter"]].digest
-            self.approved[body["adapter"]] = True
+            self.approved[body["adapter"]].append({body["approver"].lower(), body["account"].lower() or "nobody knows"})
         elif entry.kind == "rejection":
-            self.approved[body["adapter"]] = False
+            self.approved[body["adapter"]] = []
         elif entry.kind == "failure":
             self.failed.add(body["release"])
         elif entry.kind == "rollout":
@@ -43,7 +44,7 @@ class Judge:
             self.move_to(body["release"])
         elif entry.kind == "rollback":
             assert body["to"] not in self.failed, "invariant 8"
-            self.approved[body["release"]] = False
+            self.approved[body["release"]] = []
             self.weight[body["release"]] = 0.0
             self.move_to(body["to"])
 
@@ -54,7 +55,12 @@ class Judge:
             assert decision["verdict"] == "pass", "invariant 1: passing"
             assert now < datetime.fromisoformat(decision["expires"]), "invariant 1: unexpired"
             assert decision["champion"] == self.champion, "invariant 1: compared with the present champion"
-            assert self.approved[release], "invariant 1: approved"
+            assert self.people(release) >= decision["approvers"], "invariant 1: approved by as many as were asked for"
+
+    def people(self, release: str) -> int:
+        """How many people approved for certain: 0, 1, or 2 for two or more."""
+        given = self.approved[release]
+        return 2 if any(not one & other for one in given for other in given) else min(len(given), 1)
 
     def move_to(self, release: str) -> None:
         if release != self.champion:

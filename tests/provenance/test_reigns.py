@@ -19,7 +19,7 @@ def test_reigns_follow_each_other_without_a_gap(ledger: Ledger) -> None:
         make_champion(ledger, release)
     record_rollback(ledger, release=B, to=A, reason="slow", actor="bob")
     # What is said about a release later did not put it there.
-    record_rejection(ledger, adapter=A, approver="bob", comment="too late")
+    record_rejection(ledger, adapter=A, approver="bob", reason="too late")
     reigns = read_state(ledger).reigns()
     assert [one.release for one in reigns] == [BASE, A, B, A]
     assert [one.until for one in reigns] == [*(one.since for one in reigns[1:]), None]

@@ -62,6 +62,9 @@ class Action:
     verdict: Any
     hours: int
     weight: float
+    approvers: int = 1
+    spelling: Any = str
+    checked: bool = True
 
 
 actions = st.builds(
@@ -72,6 +75,9 @@ actions = st.builds(
     verdict=st.sampled_from(["pass", "pass", "pass", "fail", "inconclusive", "pending"]),
     hours=st.sampled_from([0, 1, 24, 48]),
     weight=st.sampled_from([0, 5, 25, 100]),
+    approvers=st.sampled_from([1, 1, 2]),
+    spelling=st.sampled_from([str, str.upper]),
+    checked=st.sampled_from([True, True, False]),
 )
 actors = st.sampled_from(ACTORS)
 faults = st.sampled_from(FAULTS)
@@ -120,6 +126,10 @@ class Histories(RuleBasedStateMachine):
         for release in self.releases:
             assert state.weight(release) == self.judge.weight[release]
             assert state.failed(release) == (release in self.judge.failed)
+        for entry in added:
+            if entry.kind in ("rollout", "promotion"):
+                about = self.judge.decision.get(entry.body["release"])
+                self.told["let through by two"] += about is not None and about.body["approvers"] == 2
         self.told["entries"] += len(added)
 
     def expected(self, actor: str, action: Action) -> str | None:
@@ -137,12 +147,15 @@ class Histories(RuleBasedStateMachine):
                 expires=(self.now + timedelta(hours=action.hours)).isoformat(),
                 holdout=None,
                 champion=expected,
+                approvers=action.approvers,
                 actor=actor,
             )
         if action.kind == "approve":
-            return record_approval(books, adapter=release, approver=actor, now=self.now)
+            name = action.spelling(actor)
+            account = name if action.checked else ""
+            return record_approval(books, adapter=release, approver=name, account=account, now=self.now)
         if action.kind == "reject":
-            return record_rejection(books, adapter=release, approver=actor, comment=f"no {number}")
+            return record_rejection(books, adapter=release, approver=actor, reason=f"no {number}")
         if action.kind == "roll out":
             return record_rollout_step(
                 books,
@@ -176,7 +189,7 @@ class Histories(RuleBasedStateMachine):
         if "was to replace" in told:
             self.told["promotions lost"] += 1
             assert short(self.judge.champion) in told if self.judge.champion else "not chosen" in told, "told who won"
-        mine = [one for one in self.entries[before:] if one.actor == actor]
+        mine = [one for one in self.entries[before:] if one.actor.lower() == actor]
         assert ended != "refused" or not mine, "what is refused changes nothing"
         assert entry is None or entry.digest in {one.digest for one in self.entries}, "what was acknowledged is there"
         return ended, mine
@@ -193,6 +206,23 @@ class Histories(RuleBasedStateMachine):
     def admit(self, actor: str, release: int) -> None:
         for kind in ("decide", "approve"):
             self.act(actor, Action(kind, release, 0, "pass", 24, 0))
+
+    @rule(pair=st.permutations(ACTORS), release=st.integers(0, 2), checked=st.booleans())
+    def admit_by_two(self, pair: list[str], release: int, checked: bool) -> None:
+        """Half of it lets nothing through, and neither does the same person again."""
+        one, two = pair[:2]
+        target = self.releases[release % len(self.releases)]
+        self.act(one, Action("decide", release, 0, "pass", 24, 0, approvers=2))
+        for action in (
+            Action("approve", release, 0, "pass", 0, 0),
+            Action("approve", release, 0, "pass", 0, 0, 1, str.upper),
+        ):
+            self.act(one, action)
+            before = self.judge.weight[target]
+            ended, _ = self.attempt(one, Action("roll out", release, 0, "pending", 0, 5), self.next(), None)
+            assert ended == "refused" or before >= 5
+        self.act(two, Action("approve", release, 0, "pass", 0, 0, checked=checked))
+        self.act(two, Action("roll out", release, 0, "pending", 0, 5))
 
     @rule(actor=actors)
     def look(self, actor: str) -> None:
@@ -380,5 +410,5 @@ def test_any_history_keeps_the_invariants(signer: Signer, monkeypatch: pytest.Mo
     )
     print(f"{time.monotonic() - began:.0f} s:", ", ".join(f"{count} {name}" for name, count in sorted(told.items())))
     # What never came to pass was not tested.
-    for name in (*FAULTS, "race", "promotions raced", "promotions lost", "adapters"):
+    for name in (*FAULTS, "race", "promotions raced", "promotions lost", "adapters", "let through by two"):
         assert told[name] > 0, f"{name}: {told}"

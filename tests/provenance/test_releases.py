@@ -53,7 +53,7 @@ def test_nothing_known_is_refused(ledger: Ledger) -> None:
     with pytest.raises(GateRefused, match="has no gate decision"):
         record_approval(ledger, adapter=A, approver="ann", now=NOW)
     with pytest.raises(GateRefused, match="no gate decision to reject"):
-        record_rejection(ledger, adapter=A, approver="ann", comment="")
+        record_rejection(ledger, adapter=A, approver="ann", reason="")
     assert ledger.entries() == []
 
 
@@ -134,7 +134,7 @@ def test_an_override_written_past_the_rule_is_refused(ledger: Ledger) -> None:
 
 def test_a_rejected_candidate_needs_a_new_decision(ledger: Ledger) -> None:
     admit(ledger, A)
-    record_rejection(ledger, adapter=A, approver="bob", comment="too wordy")
+    record_rejection(ledger, adapter=A, approver="bob", reason="too wordy")
     for attempt in (
         lambda: authorize(ledger, A, now=NOW),
         lambda: record_approval(ledger, adapter=A, approver="ann", now=NOW),
@@ -162,3 +162,109 @@ def test_unknown_verdicts_are_refused(ledger: Ledger) -> None:
         decide(ledger, A, "passed")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="verdict = 'overridden' is none of"):
         step(ledger, A, 5, "overridden")
+
+
+def test_two_people_have_to_approve_where_the_decision_asks_for_two(ledger: Ledger) -> None:
+    make_champion(ledger, BASE)
+    decide(ledger, A, approvers=2)
+    first = record_approval(ledger, adapter=A, approver="ann", reason="read 20 answers", now=NOW)
+    state = read_state(ledger)
+    assert [one.approver for one in state.approvals_for(A)] == ["ann"]
+    assert state.approval_for(A) is None
+    half = rf"approved by ann alone \(at {first.time}\): its decision asks for 2 people"
+    with pytest.raises(GateRefused, match=half):
+        authorize(ledger, A, now=NOW)
+    # The same person again, in whatever letters, adds nothing.
+    for name in ("ann", "Ann", " ANN "):
+        assert record_approval(ledger, adapter=A, approver=name, now=NOW) == first
+    with pytest.raises(GateRefused, match=half):
+        step(ledger, A, 5, "pending")
+    with pytest.raises(GateRefused, match=half):
+        promote(ledger, release=A, expected_champion=BASE, actor="ann", now=NOW)
+    record_approval(ledger, adapter=A, approver="bob", now=NOW)
+    granted = authorize(ledger, A, now=NOW)
+    assert [one.approver for one in granted.approvals] == ["ann", "bob"]
+    # More approvals change nothing about which ones let it through.
+    completed = read_state(ledger).approval_for(A)
+    record_approval(ledger, adapter=A, approver="carol", now=NOW)
+    assert read_state(ledger).approval_for(A) == completed
+    step(ledger, A, 100, "pending")
+    step(ledger, A, 100, "pass")
+    promote(ledger, release=A, expected_champion=BASE, actor="ann", now=NOW)
+    assert read_state(ledger).reigns()[-1].approver == "ann and bob"
+
+
+def test_a_name_that_nobody_checked_is_one_anonymous_person_at_most(ledger: Ledger) -> None:
+    decide(ledger, A, approvers=2)
+    for name in ("Ann", "Bob", "somebody in MLflow"):
+        record_approval(ledger, adapter=A, approver=name, account="", now=NOW)
+    assert [one.approver for one in read_state(ledger).approvals_for(A)] == ["Ann"]
+    # Ann herself may be the one who typed it.
+    record_approval(ledger, adapter=A, approver="ann", now=NOW)
+    with pytest.raises(GateRefused, match="approved by Ann alone"):
+        authorize(ledger, A, now=NOW)
+    record_approval(ledger, adapter=A, approver="carol", now=NOW)
+    authorize(ledger, A, now=NOW)
+
+
+def test_an_administrator_who_acts_for_others_is_one_person(ledger: Ledger) -> None:
+    decide(ledger, A, approvers=2)
+    record_approval(ledger, adapter=A, approver="ann", account="root", now=NOW)
+    for name, account in (("bob", "root"), ("root", "root"), ("ann", "ann")):
+        record_approval(ledger, adapter=A, approver=name, account=account, now=NOW)
+        assert read_state(ledger).approval_for(A) is None
+    record_approval(ledger, adapter=A, approver="bob", now=NOW)
+    authorize(ledger, A, now=NOW)
+
+
+def test_half_an_approval_ends_with_its_decision(ledger: Ledger) -> None:
+    decide(ledger, A, approvers=2)
+    record_approval(ledger, adapter=A, approver="ann", now=NOW)
+    late = NOW + timedelta(days=7)
+    for name in ("ann", "bob"):
+        with pytest.raises(GateRefused, match=f"expired at {LATER}"):
+            record_approval(ledger, adapter=A, approver=name, now=late)
+    # Anybody's rejection ends it, and the half before it does not count for a later decision.
+    record_rejection(ledger, adapter=A, approver="carol", reason="too wordy")
+    with pytest.raises(GateRefused, match="rejected by carol"):
+        record_approval(ledger, adapter=A, approver="bob", now=NOW)
+    decide(ledger, A, approvers=2, report=digest_bytes(b"another report"))
+    record_approval(ledger, adapter=A, approver="bob", now=NOW)
+    with pytest.raises(GateRefused, match="approved by bob alone"):
+        authorize(ledger, A, now=NOW)
+
+
+@pytest.mark.parametrize("approvers", [0, 3, True, "two", 1.5])
+def test_a_decision_asks_for_one_or_two_people(ledger: Ledger, approvers: object) -> None:
+    with pytest.raises(InputError, match="approvers = "):
+        decide(ledger, A, approvers=approvers)
+    if approvers is True:
+        return
+    # Written past the rule by somebody else's program: it admits nobody.
+    body = {"adapter": A, "verdict": "pass", "report": REPORT, "expires": LATER, "approvers": approvers}
+    entry = ledger.append("decision", body, "gate", expected_head=None)
+    body = {"adapter": A, "decision": entry.digest, "approver": "ann", "account": "ann", "reason": ""}
+    ledger.append("approval", body, "ann", expected_head=entry.digest)
+    for attempt in (
+        lambda: authorize(ledger, A, now=NOW),
+        lambda: record_approval(ledger, adapter=A, approver="b", now=NOW),
+    ):
+        with pytest.raises(GateRefused, match="approvers"):
+            attempt()
+
+
+def test_what_compared_with_a_former_champion_cannot_be_approved(ledger: Ledger) -> None:
+    make_champion(ledger, BASE)
+    decide(ledger, A)
+    make_champion(ledger, B)
+    with pytest.raises(GateRefused, match=f"compared with {short(BASE)}, but the champion is {short(B)} now"):
+        record_approval(ledger, adapter=A, approver="ann", now=NOW)
+
+
+def test_an_approval_whose_answer_was_lost_is_found_again_whatever_came_of_it(ledger: Ledger) -> None:
+    make_champion(ledger, BASE)
+    decide(ledger, A)
+    given = record_approval(ledger, adapter=A, approver="ann", now=NOW)
+    promote(ledger, release=A, expected_champion=BASE, actor="release", now=NOW)
+    late = NOW + timedelta(days=70)
+    assert record_approval(ledger, adapter=A, approver="ann", now=late) == given

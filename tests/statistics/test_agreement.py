@@ -53,11 +53,11 @@ def test_order_of_items_and_of_raters_does_not_matter() -> None:
 def test_the_lower_limit_holds_at_fifty_items(share: float, kappa: float) -> None:
     apart = share * (1 - share) * (1 - kappa)
     cells = [share - apart, apart, apart, 1 - share - apart]
-    above, simulations = 0, 300
+    above, simulations = 0, 120
     for counts in np.random.default_rng(4).multinomial(50, cells, size=simulations):
         above += cohens_kappa(*labels_of(counts.reshape(2, 2).tolist())).low > kappa
-    # 2.5% are allowed; binomial tolerance, three standard errors: 0.027.
-    assert above / simulations <= 0.052
+    # 2.5% are allowed; binomial tolerance, three standard errors: 0.043.
+    assert above / simulations <= 0.068
 
 
 def test_self_agreement_is_the_share_of_equal_pairs() -> None:

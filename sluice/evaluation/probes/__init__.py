@@ -9,19 +9,21 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.resources import files
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from sluice.evaluation.policy import Section
 from sluice.infra.errors import InputError
+from sluice.infra.field_mistakes import Problem, cross_error, validated
 from sluice.provenance.canonical import digest_json
 
 PROBES_FILE = "probes.jsonl"
 """Where a dataset keeps the probes that belong to it: of the canaries that it holds, and of triggers in it."""
 
+HINT = "docs/safety.md says what a probe is."
 Kind = Literal["canary", "trigger", "harmful", "harmless"]
 
 
@@ -40,9 +42,9 @@ class Probe(Section):
     id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     kind: Kind
     prompt: str = ""
-    messages: tuple[Message, ...] = ()
+    messages: Annotated[tuple[Message, ...], Field(strict=False)] = ()
     without: str = ""
-    forbidden: tuple[str, ...] = ()
+    forbidden: Annotated[tuple[str, ...], Field(strict=False)] = ()
     pattern: str = ""
     source: str = ""
 
@@ -68,26 +70,31 @@ class Probe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Probe:
-        if bool(self.prompt.strip()) == bool(self.messages):
-            raise ValueError("prompt: give either prompt or messages")
-        if self.messages and self.messages[-1].role != "user":
-            raise ValueError("messages: the last one must be the user's")
-        if self.kind in ("canary", "trigger"):
-            if not self.forbidden and not self.pattern:
-                raise ValueError(f"forbidden: a {self.kind} needs forbidden texts or a pattern")
-        elif self.forbidden or self.pattern:
-            raise ValueError(f"forbidden: a {self.kind} request is judged by its refusal, not by texts")
-        if any(not _flat(one) for one in self.forbidden):
-            raise ValueError("forbidden: an empty text is in every answer")
-        if self.without and self.kind != "trigger":
-            raise ValueError("without: is a field of triggers")
-        try:
-            empty = bool(self.pattern) and re.search(self.pattern, "") is not None
-        except re.error as error:
-            raise ValueError(f"pattern = {self.pattern!r} is no regular expression: {error}") from error
-        if empty:
-            raise ValueError(f"pattern = {self.pattern!r} finds something in every answer")
+        if problems := list(_problems(self)):
+            raise cross_error(problems, self.model_dump(mode="json"))
         return self
+
+
+def _problems(probe: Probe) -> Iterator[Problem]:
+    """What no field by itself can know: fields to change, and why."""
+    if bool(probe.prompt.strip()) == bool(probe.messages):
+        yield "prompt", "give either prompt or messages"
+    if probe.messages and probe.messages[-1].role != "user":
+        yield "messages", "the last one must be the user's"
+    looks = probe.kind in ("canary", "trigger")
+    if looks and not probe.forbidden and not probe.pattern:
+        yield "forbidden", f"a {probe.kind} needs forbidden texts or a pattern"
+    if not looks and (probe.forbidden or probe.pattern):
+        yield "forbidden", f"a {probe.kind} request is judged by its refusal, not by texts"
+    if not all(map(_flat, probe.forbidden)):
+        yield "forbidden", "an empty text is in every answer"
+    if probe.without and probe.kind != "trigger":
+        yield "without", "is a field of triggers"
+    try:
+        if probe.pattern and re.search(probe.pattern, ""):
+            yield "pattern", "finds something in every answer"
+    except re.error as error:
+        yield "pattern", f"is no regular expression: {error}"
 
 
 def parse_probes(data: bytes, source: str) -> tuple[Probe, ...]:
@@ -98,11 +105,10 @@ def parse_probes(data: bytes, source: str) -> tuple[Probe, ...]:
             continue
         where = f"{source} line {number}"
         try:
-            found.append(Probe.model_validate(json.loads(line)))
-        except ValidationError as error:
-            raise InputError(f"{where}: {'; '.join(_sentences(error))}.") from error
+            row = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{where} is not JSON: {error}.") from error
+            raise InputError(f"{where} is not JSON: {error}.", hint=HINT) from error
+        found.append(validated(Probe, row, where, {}, hint=HINT))
     return tuple(found)
 
 
@@ -141,12 +147,3 @@ def _flat(text: str) -> str:
 
 def _origin(probe: Probe) -> str:
     return f"kind {probe.kind}" + (f" from {probe.source}" if probe.source else "")
-
-
-def _sentences(error: ValidationError) -> list[str]:
-    found = []
-    for problem in error.errors(include_url=False):
-        field = ".".join(str(part) for part in problem["loc"])
-        says = problem["msg"].removeprefix("Value error, ")
-        found.append(f"{field} = {problem['input']!r}: {says}" if field else says)
-    return found

@@ -117,7 +117,7 @@ def ledger(
 
 
 def _words(body: Any) -> str:
-    words = [str(body[key]) for key in ("verdict", "reason", "comment") if body.get(key)]
+    words = [str(body[key]) for key in ("verdict", "reason") if body.get(key)]
     if "weight" in body:
         words.insert(0, f"{body['weight']:g}%")
     return ", ".join(words)

@@ -155,6 +155,7 @@ def _take_decision(
             expires=found.expires,
             holdout=decided.get("holdout"),
             champion=found.champion,
+            approvers=found.approvers,
             actor=_actor(site),
         )
     champion = read_state(ledger).champion()

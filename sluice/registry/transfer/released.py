@@ -27,6 +27,7 @@ class Release:
     approval: str
     approver: str
     champion: str | None
+    approvers: int
     was_champion: bool
 
 
@@ -45,10 +46,12 @@ def find_release(entries: Sequence[LedgerEntry], release: str) -> Release:
         raise GateRefused(f"Release {name} has no gate decision.", hint="Evaluate it first.")
     check_verdict(decision.verdict, decision.person, decision.reason, name, allow_override=True)
     approval = state.approval_for(release)
+    approvals = state.approvals_for(release)
     if approval is None:
+        which = "only half of the approvals" if approvals else "no approval"
         raise GateRefused(
-            f"Release {name} has no approval of its decision of {decision.entry.time}.",
-            hint="Only what a person approved, and nobody rejected or rolled back since, leaves this site.",
+            f"Release {name} has {which} of its decision of {decision.entry.time}.",
+            hint="Only what people approved, and nobody rejected or rolled back since, leaves this site.",
         )
     return Release(
         release,
@@ -60,8 +63,9 @@ def find_release(entries: Sequence[LedgerEntry], release: str) -> Release:
         decision.expires,
         decision.entry.time,
         approval.entry.digest,
-        approval.approver,
+        " and ".join(one.approver for one in approvals),
         decision.champion,
+        decision.approvers,
         any(change.release == release for change in state.history()),
     )
 

@@ -276,7 +276,7 @@ def test_only_an_approved_release_leaves(tmp_path: Path) -> None:
     with pytest.raises(GateRefused, match="no approval"):
         site.publish(waiting)
     rejected = site.release(2)
-    record_rejection(site.ledger, adapter=rejected, approver="bob", comment="no")
+    record_rejection(site.ledger, adapter=rejected, approver="bob", reason="no")
     with pytest.raises(GateRefused, match="no approval"):
         site.publish(rejected)
     failed = site.release(3)
