@@ -28,7 +28,7 @@ VERDICTS = {
 
 DECIDE = (
     "**To decide:** run `sluice approve {number}` or `sluice reject {number}`. Or here, under Tags: set `approval` to "
-    "`approved` or `rejected`, and add `approval.by` (your name) and `approval.comment`."
+    "`approved` or `rejected`, with `approval.by` (your name) and `approval.reason`; or give it the alias `approved`."
 )
 
 CUT = "*(Shortened here: the gate run holds the whole report.)*"
