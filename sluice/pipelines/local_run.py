@@ -20,11 +20,11 @@ from sluice.pipelines.runs import Run, load_run
 
 
 def main(folder: Path, starter: int) -> int:
-    from kfp import local
-
     run = _wait_for_pid(folder, starter)
     if run is None:
         return 1
+    from kfp import local
+
     try:
         function, parameters = pipeline_of(run.pipeline, run.parameters)
         (folder / "dag.json").write_text(json.dumps(dag_of(function)))
