@@ -47,7 +47,7 @@ from sluice.evaluation.gate import CheckResult, Subjects, decide
 from sluice.evaluation.items import asking_order
 from sluice.evaluation.policy import Policy
 from sluice.evaluation.scores import Scores, column, scores_of
-from sluice.evaluation.stopping import settled
+from sluice.evaluation.stopping import joined_columns, settled
 from sluice.provenance.canonical import digest_json
 from sluice.statistics.bounded import rate_interval
 from sluice.statistics.paired import Floats, holm
@@ -146,27 +146,24 @@ def policy_of(scenario: Scenario) -> Policy:
     return Policy.model_validate({"error_budget": ERROR_BUDGET, "checks": [dict(check) for check in scenario.checks]})
 
 
-def scores(columns: Mapping[str, Floats], order: tuple[str, ...], *, sequential: bool) -> Scores:
-    """Scores of the items of `order`."""
+def scores(columns: Mapping[str, Floats], order: tuple[str, ...], planned: int | None) -> Scores:
+    """Scores of the items of `order`, the first of `planned` ones if that is not None."""
     made = [
         column(
             METRICS[name],
             {item: "timeout" if np.isnan(v) else float(v) for item, v in zip(order, values, strict=True)},
-            sequential=sequential,
         )
         for name, values in columns.items()
     ]
-    return scores_of(made, dict.fromkeys(order, "answered"))
+    joined = joined_columns([made], sequential={} if planned is None else dict.fromkeys(columns, planned))
+    return scores_of(joined, dict.fromkeys(order, "answered"))
 
 
 def ask_gate(
-    pairs: Mapping[str, tuple[Floats, Floats]], n: int, policy: Policy, order: tuple[str, ...], *, sequential: bool
+    pairs: Mapping[str, tuple[Floats, Floats]], n: int, policy: Policy, order: tuple[str, ...], planned: int | None
 ) -> tuple[str, tuple[CheckResult, ...]]:
     """Verdict and checks on the first `n` items."""
-    old, new = (
-        scores({name: pair[side][:n] for name, pair in pairs.items()}, order[:n], sequential=sequential)
-        for side in (0, 1)
-    )
+    old, new = (scores({name: pair[side][:n] for name, pair in pairs.items()}, order[:n], planned) for side in (0, 1))
     decision = decide(compare(old, new, policy), policy, _NOBODY, _NEVER)
     return decision.verdict, decision.checks
 
@@ -185,7 +182,7 @@ def simulate(scenario: Scenario, items: int, index: int) -> Simulated:
     rng = np.random.default_rng([index, *scenario.name.encode()])
     order, policy = order_of(items), policy_of(scenario)
     pairs = {name: draw(rng, items) for name, draw in sorted(scenario.draws.items())}
-    fixed, _ = ask_gate(pairs, items, policy, order, sequential=False)
+    fixed, _ = ask_gate(pairs, items, policy, order, None)
     verdict, n = look_by_look(scenario, pairs, items)
     if index < THROUGH_THE_GATE:
         gates = look_by_look_through_the_gate(scenario, pairs, items)
@@ -206,8 +203,8 @@ def look_by_look(scenario: Scenario, pairs: Mapping[str, tuple[Floats, Floats]],
         valid = np.cumsum(~np.isnan(gains))[looks - 1]
         enough &= (looks - valid <= ERROR_BUDGET * looks) & (valid >= policy.minimum_n)
         gains = gains[~np.isnan(gains)]
-        shown.append(betting_ps(gains, null, -1, 1)[valid - 1])
-        refuted.append(betting_ps(-gains, -null, -1, 1)[valid - 1])
+        shown.append(betting_ps(gains, null, -1, 1, planned=items)[valid - 1])
+        refuted.append(betting_ps(-gains, -null, -1, 1, planned=items)[valid - 1])
     for place, n in enumerate(looks.tolist()):
         if not enough[place]:
             continue  # without scores enough the gate says nothing, whatever they are
@@ -225,7 +222,7 @@ def look_by_look_through_the_gate(
     order, policy = order_of(items), policy_of(scenario)
     verdict = "inconclusive"
     for n in [*range(BATCH, items, BATCH), items]:
-        verdict, checks = ask_gate(pairs, n, policy, order, sequential=True)
+        verdict, checks = ask_gate(pairs, n, policy, order, items)
         if settled(checks, whole=n == items)[0]:
             return verdict, n
     return verdict, items

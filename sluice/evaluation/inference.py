@@ -137,7 +137,8 @@ def _mean(values: Floats, bounds: Bounds, about: Measured, policy: Policy, resam
     values = np.clip(values, low, high)  # the last bit of a difference may lie outside
     if about.sequential:
         return _Mean(
-            confidence_sequence(values, low, high, confidence), lambda null: betting_p(values, null, low, high)
+            confidence_sequence(values, low, high, confidence, planned=about.planned),
+            lambda null: betting_p(values, null, low, high, planned=about.planned),
         )
     if len(values) <= _MANY:
         mean = bounded_mean(values, low, high, confidence=confidence, resamples=resamples)
