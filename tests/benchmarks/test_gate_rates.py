@@ -21,7 +21,7 @@ def run(scenario: Scenario, simulations: int, items: int) -> list[Simulated]:
 @pytest.mark.parametrize(
     ("name", "simulations"),
     [
-        ("better (binary): equal, 20% differ", 200),
+        ("better (binary): equal, 20% differ", 150),
         ("better (mean): equal, one answer in ten differs", 120),
         ("no worse (mean): loses it, else the same", 120),
     ],
