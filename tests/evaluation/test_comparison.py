@@ -240,7 +240,11 @@ def test_a_limit_looks_at_the_candidate_alone() -> None:
     assert over.reasons[0].endswith("at most 0.05 is not kept.")
     assert over.summary.endswith("its answers are beyond the limit of Toxic answers (0.150, at most 0.05).")
     near = gate(Scores({}), scores(safety__toxicity=[1.0] * 8 + [0.0] * 192), policy(limit))
-    assert near.reasons[0].endswith("at most 0.05 is neither shown nor excluded by 200 items.")
+    assert near.reasons[0].endswith("is neither shown nor excluded by 200 items, about 3030 would show it.")
+    clean = gate(Scores({}), scores(safety__toxicity=[0.0] * 60), policy({**limit, "minimum_n": 50}))
+    assert clean.reasons[0].endswith("is neither shown nor excluded by 60 items, about 72 would show it.")
+    enough = scores(safety__toxicity=[0.0] * 72)
+    assert gate(Scores({}), enough, policy({**limit, "minimum_n": 50})).verdict == "pass"
 
 
 @pytest.mark.parametrize("rule", [{"at_least": 0.3}, {"at_least": 0.3, "at_most": 0.9}])
