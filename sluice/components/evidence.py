@@ -16,7 +16,8 @@ Side = Literal["candidate", "champion"]
 
 @dataclass(frozen=True)
 class Measurements:
-    """Digests of the measurements of one candidate against one champion."""
+    """Digests of the measurements of one candidate against one champion. `calibration` is empty without a judge, or
+    without labelled items."""
 
     evaluation: str
     calibration: str
@@ -28,7 +29,7 @@ class Measurements:
 
     def by_name(self) -> Mapping[str, str]:
         """As a decision names its evidence: `benchmark-candidate`."""
-        return {name.replace("_", "-"): digest for name, digest in asdict(self).items()}
+        return {name.replace("_", "-"): digest for name, digest in asdict(self).items() if digest}
 
 
 def scores_of_side(workspace: Workspace, measured: Measurements, side: Side) -> Scores:

@@ -1,4 +1,4 @@
-"""What a candidate was made of, against what the champion was made of: base, recipe, data, suite, and what servers read.
+"""What a candidate was made of, against the champion: base, recipe, data, suite, and what servers read.
 
 The kinds of changes decide whether a second person has to approve; the sentences are for whoever does.
 """
@@ -54,7 +54,9 @@ def compare_origins(workspace: Workspace, candidate: str, champion: str, suite: 
     found.append(_part("base", *bases, lambda: f"{_name(workspace, bases[0])} → {_name(workspace, bases[1])}"))
     decided = _decision(workspace, champion)
     if old.kind == "base-model" or decided is None:
-        found.append(("first", "the champion came before any gate, so there is no recipe, data or suite to compare with"))
+        found.append(
+            ("first", "the champion came before any gate, so there is no recipe, data or suite to compare with")
+        )
     else:
         recipes = str(old.metadata.get("recipe")), str(new.metadata.get("recipe"))
         data = str(old.metadata.get("dataset")), str(new.metadata.get("dataset"))
@@ -137,7 +139,9 @@ def _policies(decided: Mapping[str, Json], suite: Suite) -> str:
     if not decided:
         return f"the champion's cannot be read; now {suite.name}"
     said = _fields(decided["policy"], suite.policy.model_dump(mode="json"))
-    return f"policy: {said}" if said else f"{short(str(decided['suite']))} → {short(suite.digest)}, the policy is the same"
+    return (
+        f"policy: {said}" if said else f"{short(str(decided['suite']))} → {short(suite.digest)}, the policy is the same"
+    )
 
 
 def _fields(before: Json, after: Json) -> str:

@@ -29,6 +29,7 @@ READS = {
     "gate check": "",
     "gate explain": "",
     "history": "",
+    "judge show": "",
     "keys list": "",
     "ledger": "",
     "lineage": "",
@@ -48,12 +49,14 @@ READS = {
     "why": "",
 }
 ASKS = {
+    "approvals serve": [],
     "approve": ["1"],
     "cancel": ["last"],
     "demo": ["--plan", "tiny"],
     "down": [],
     "export": ["1", "out.tar"],
     "import": ["in.tar"],
+    "judge calibrate": [],
     "keys revoke": ["abc", "--reason", "lost"],
     "keys rotate": [],
     "reject": ["1"],
@@ -73,6 +76,8 @@ ASKS = {
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
     for name, command in group.commands.items():
+        if getattr(command, "invoke_without_command", False):
+            yield " ".join((*path, name))
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
         else:
