@@ -82,6 +82,9 @@ def test_a_check_on_one_value_takes_it_out_of_the_check_on_the_dimension() -> No
         ("category=roads", "superiority"),
         ("category=waste", "non_inferiority"),
     ]
+    other_way = policy(*(one.model_dump() for one in reversed(rules.checks)))
+    turned = gate(scores(token_f1=BASE), scores(token_f1=BETTER), other_way, slices=SLICES)
+    assert sorted(str(one.to_json()) for one in turned.checks) == sorted(str(one.to_json()) for one in decision.checks)
 
 
 def test_a_slice_that_no_item_has_cannot_pass() -> None:
@@ -143,6 +146,10 @@ def test_a_demoted_metric_is_shown_with_the_reason_and_gates_nothing() -> None:
     assert decision.verdict == "pass"
     (result,) = (one for one in decision.checks if one.check.metric == "judged.faithfulness")
     assert (result.advisory, result.demoted) == (True, lower["judged.faithfulness"])
+    (gain,) = (
+        one for one in compare(champion, candidate, rules, demoted=lower).metrics if one.metric.name == "token_f1"
+    )
+    assert gain.adjusted_p == gain.p, "it is in no family"
     assert gate(champion, candidate, rules).verdict == "inconclusive"
     alone = gate(champion, candidate, policy(rules.checks[0].model_dump()), demoted=lower)
     assert alone.verdict == "inconclusive"
