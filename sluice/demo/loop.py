@@ -50,6 +50,7 @@ ROOMS = (
     "evaluation",
     "registry",
     "serving",
+    "statistics",
     "provenance",
 )
 APPROVER = "policy:demo"
