@@ -165,7 +165,8 @@ def _limited(
         return "fail", f"{asked} is not kept"
     if low > 0:
         return "inconclusive", f"{asked} is kept on its own, but not after correction for several checks"
-    return "inconclusive", f"{asked} is neither shown nor excluded by {found.n} items"
+    needed = f", about {found.needed_n} would show it" if (found.needed_n or 0) > found.n else ""
+    return "inconclusive", f"{asked} is neither shown nor excluded by {found.n} items{needed}"
 
 
 def _hits(found: MetricComparison) -> str:

@@ -78,8 +78,8 @@ def infer(
     if check.rule == "limit":
         assert own is not None
         interval, room, p = _limit(own, check, policy, resamples)
-        shown = _detectable(own.values, interval, policy)
-        return replace(told, own=interval, room=room, p=p, minimum_detectable_effect=shown)
+        shown, needed = _detectable(own.values, interval, policy), _needed(own, check, policy)
+        return replace(told, own=interval, room=room, p=p, minimum_detectable_effect=shown, needed_n=needed)
     assert gain is not None
     effect = check.minimum_effect if check.rule == "superiority" else 0.0
     if check.rule == "non_inferiority" and check.share is not None:
@@ -186,6 +186,20 @@ def _limit(own: Alone, check: Limit, policy: Policy, resamples: int) -> tuple[In
         rooms.append(Interval(interval.low - check.at_least, interval.high - check.at_least))
         ps.append(above(check.at_least))
     return interval, Interval(min(one.low for one in rooms), min(one.high for one in rooms)), max(ps)
+
+
+def _needed(own: Alone, check: Limit, policy: Policy) -> int | None:
+    """About how many items would show that the limit is kept, were the measured mean the true one."""
+    mean = float(own.values.mean())
+    distances = [check.at_most - mean] if check.at_most is not None else []
+    distances += [mean - check.at_least] if check.at_least is not None else []
+    if not distances or min(distances) <= 0:
+        return None
+    known = needed_n(float(own.values.std(ddof=1)), min(distances), alpha=policy.alpha, power=policy.power)
+    if own.metric.bounds != (0.0, 1.0):
+        return known
+    # Of values that hardly vary: n without the worst value leave a rate of 1 - alpha ** (1 / n) of it possible.
+    return max(known, math.ceil(math.log(policy.alpha) / math.log1p(-min(min(distances), 1 - 1e-9))))
 
 
 def _obstacle(found: Measured, check: AnyCheck, policy: Policy) -> str:
