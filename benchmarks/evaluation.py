@@ -304,7 +304,8 @@ def ragas_scores(given: Setup, answers: Sequence[Answer], judge_at: RunningJudge
 
 def decided(chosen: Suite, champion: Scores, candidate: Scores) -> str:
     comparison = compare(champion, candidate, chosen.policy)
-    anybody = Subjects(*(digest_json(number) for number in range(5)), {})
+    nobody = digest_json(None)
+    anybody = Subjects(nobody, nobody, nobody, nobody)
     return decide(comparison, chosen.policy, anybody, datetime(2026, 1, 1, tzinfo=UTC)).verdict
 
 
@@ -312,9 +313,8 @@ def measured(spent: tuple[float, float], requests: int, verdict: str, asked: int
     columns = [one for side in sides for name, one in side.columns.items() if name in METRICS]
     causes = Counter(cause for one in columns for cause in one.causes.values())
     scores = sum(len(one.values) for one in columns)
-    return Measured(
-        round(spent[0], 2), round(spent[1], 2), requests, verdict, asked, scores, causes.total(), dict(causes)
-    )
+    seconds, cpu_s = (round(one, 2) for one in spent)
+    return Measured(seconds, cpu_s, requests, verdict, asked, scores, causes.total(), dict(causes))
 
 
 def row(found: Measured, items: int, base: Measured | None) -> dict[str, Any]:

@@ -197,7 +197,8 @@ class SampleModel:
 @cache
 def strict_schema(model: type[BaseModel], verdicts: int | None = None) -> Json:
     """The JSON schema of an answer as servers enforce it: nothing beside the fields, yes or no where that is meant
-    (RAGAS's schemas allow any whole number there), and as many `verdicts` as there are claims. Shared: not to be changed."""
+    (RAGAS's schemas allow any whole number there), and as many `verdicts` as there are claims.
+    Shared by all requests: not to be changed."""
     schema = model.model_json_schema()
     for part in (schema, *schema.get("$defs", {}).values()):
         part["additionalProperties"] = False
