@@ -1,4 +1,4 @@
-"""What a candidate was made of, against what the champion was made of: base, recipe, data, suite, and what servers read.
+"""What a candidate was made of, against the champion: base, recipe, data, suite, and what servers read.
 
 The kinds of changes decide whether a second person has to approve; the sentences are for whoever does.
 """

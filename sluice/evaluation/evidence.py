@@ -14,38 +14,8 @@ from sluice.evaluation.scores import Scores
 from sluice.evaluation.stopping import Stopping
 
 if TYPE_CHECKING:
+    from sluice.evaluation.calibration import JudgeCalibration
     from sluice.evaluation.safety import Finding
-
-
-@dataclass(frozen=True)
-class JudgedAgreement:
-    """One metric of a judge against people's labels on `n` items. None where there was too little to say.
-
-    `confusion` is people's label x judge's label -> count. `demoted` says why the metric may not gate; empty: it may.
-    """
-
-    metric: str
-    title: str
-    n: int
-    kappa: float | None = None
-    low: float | None = None
-    high: float | None = None
-    self_agreement: float | None = None
-    position_bias: float | None = None
-    length_bias: float | None = None
-    valid_share: float | None = None
-    confusion: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    demoted: str = ""
-
-
-@dataclass(frozen=True)
-class JudgeStanding:
-    """The judge of this evaluation (model's name for people, digest of model, prompts and sampling) and how it stands
-    against people, metric by metric; no `agreements` when nobody labelled anything."""
-
-    model: str
-    digest: str
-    agreements: tuple[JudgedAgreement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +37,7 @@ class Evidence:
     training: Sequence[TrainingPoint] = ()
     changes: Sequence[str] | None = None
     stopping: Stopping | None = None
-    judges: Sequence[JudgeStanding] = ()
+    calibration: JudgeCalibration | None = None
     candidate_findings: Sequence[Finding] | None = None
     champion_findings: Sequence[Finding] | None = None
 

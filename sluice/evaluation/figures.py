@@ -16,7 +16,7 @@ from sluice.infra.page_style import BAD, BEFORE, FIGURE_STYLE, GOOD, INK, NOW, Q
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from sluice.evaluation.evidence import JudgedAgreement
+    from sluice.evaluation.calibration import MetricCalibration
     from sluice.evaluation.stopping import Stopping
 
 CHAMPION, CANDIDATE = BEFORE, NOW
@@ -115,34 +115,34 @@ def sequential_drawing(stopping: Stopping, metrics: Sequence[MetricComparison]) 
         return drawn(figure)
 
 
-def agreement_drawing(agreements: Sequence[JudgedAgreement], floor: float) -> Drawing | None:
-    """Cohen's kappa of a judge with people, by metric, with its interval and the policy's floor."""
+def agreement_drawing(metrics: Sequence[tuple[str, MetricCalibration, bool]], floor: float) -> Drawing | None:
+    """Cohen's kappa of a judge with people, with its interval and the policy's floor: title, calibration and whether
+    it may gate, for each metric."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    shown = [one for one in agreements if one.kappa is not None and one.low is not None and one.high is not None]
-    if not shown:
+    if not metrics:
         return None
+    shown = [*reversed(metrics)]
     with mpl.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(10, 0.42 * len(shown) + 0.95), layout="constrained")
         axes = figure.subplots()
-        for place, one in enumerate(reversed(shown)):
-            assert one.kappa is not None and one.low is not None and one.high is not None
-            colour = UNSURE if one.demoted else GOOD
-            axes.plot([one.low, one.high], [place, place], color=colour, lw=2.6, solid_capstyle="round")
+        for place, (_, one, gates) in enumerate(shown):
+            colour = GOOD if gates else UNSURE
+            axes.plot([one.kappa_low, one.kappa_high], [place] * 2, color=colour, lw=2.6, solid_capstyle="round")
             axes.plot(
-                [one.kappa], [place], "D" if one.demoted else "o", color=colour, ms=7, mew=1.6,
-                mfc="white" if one.demoted else colour,
+                [one.kappa], [place], "o" if gates else "D", color=colour, ms=7, mew=1.6,
+                mfc=colour if gates else "white",
             )  # fmt: skip
             axes.annotate(
-                f"{one.kappa:.2f} [{one.low:.2f}, {one.high:.2f}]  {'advisory' if one.demoted else 'may gate'}",
+                f"{one.kappa:.2f} [{one.kappa_low:.2f}, {one.kappa_high:.2f}]  {'may gate' if gates else 'advisory'}",
                 (1.01, place), xycoords=("axes fraction", "data"), va="center", color=INK, annotation_clip=False,
             )  # fmt: skip
         axes.axvspan(floor, 1, color=GOOD, alpha=0.08, lw=0)
         axes.axvline(floor, color=GOOD, lw=1.4)
-        axes.set_yticks(range(len(shown)), [one.title for one in reversed(shown)], color=INK)
+        axes.set_yticks(range(len(shown)), [title for title, _, _ in shown], color=INK)
         axes.tick_params(axis="y", length=0)
-        lowest = min(one.low for one in shown if one.low is not None)
+        lowest = min(one.kappa_low for _, one, _ in shown)
         axes.set(
             title=f"Agreement with people: the whole interval has to lie above the floor of {floor:g}",
             xlabel="Cohen's kappa (0: as by chance, 1: always)",
@@ -196,7 +196,7 @@ def _spread(axes: Axes, one: MetricComparison) -> None:
     bins = np.linspace(low, high if high > low else low + 1, 21).tolist()
     axes.hist(before, bins=bins, color=CHAMPION, alpha=0.45, label="champion")
     axes.hist(after, bins=bins, histtype="step", color=CANDIDATE, lw=1.6, label="candidate")
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="y", integer=True)
 
 
 def _counted(one: MetricComparison) -> str:

@@ -121,12 +121,11 @@ def forest_drawing(rows: Sequence[ForestRow], confidence: float) -> Drawing | No
         figure = Figure(figsize=(8.4, 0.36 * len(shown) + 1.0), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(reversed(shown)):
-            assert row.low is not None and row.middle is not None and row.high is not None
             colour = COLOURS[row.verdict]
-            ends = [min(max(end * 100, -reach), reach) for end in (row.low, row.high)]
+            ends = [min(max((end or 0.0) * 100, -reach), reach) for end in (row.low, row.high)]
             axes.plot(ends, [place, place], color=colour, lw=2.4, solid_capstyle="butt")
             axes.plot(
-                [row.middle * 100], [place], markers[row.verdict], color=colour, ms=7.5,
+                [(row.middle or 0.0) * 100], [place], markers[row.verdict], color=colour, ms=7.5,
                 mfc="white" if row.verdict == "inconclusive" else colour, mew=1.6,
             )  # fmt: skip
             if row.needed is not None:

@@ -1,8 +1,8 @@
 """Every item of an evaluation as a table that filters and sorts: a page of its own, and MLflow's form of a table.
 
-MLflow shows both inline. Its own table pages and sorts, and filters nothing; so the page brings a small script (its
-frame allows scripts, and nothing else). Questions and answers are untrusted: they travel as data, the script writes them
-as text only, and the page's policy runs no script but this one.
+MLflow shows both inline. Its own table pages and sorts, and filters nothing; so the page brings a small script (the
+frame it is shown in allows scripts, and nothing else). Questions and answers are untrusted: they travel as data, the
+script writes them as text only, and the page's policy runs no script but this one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The summary on MLflow's model-version page: what a reviewer needs for a yes or no, most important first.
 
-MLflow keeps at most 5,000 characters of a version's description, of which the page around the summary takes its share;
-whole lines give way from the end. Names come from files and other people, so whatever could be markup is escaped.
+MLflow keeps at most 5,000 characters of a version's description, and the page around the summary needs a third of them
+(how to approve, links, the approval itself): whole lines give way from the end. Names come from files and other people,
+so whatever could be markup is escaped.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from collections.abc import Sequence
 from sluice.evaluation import wording
 from sluice.evaluation.comparison import Comparison, MetricComparison
 from sluice.evaluation.decision import CheckResult, Decision
-from sluice.evaluation.evidence import Evidence, JudgeStanding
+from sluice.evaluation.evidence import Evidence
 from sluice.evaluation.safety_metrics import SAFETY_METRICS
 from sluice.provenance.canonical import short
 
-LONGEST = 4_000
+LONGEST = 3_100
 ROWS = 12
 """Checks in the table; the report has them all."""
 
@@ -43,11 +44,11 @@ def plain(text: str, limit: int = 200) -> str:
 def summary_markdown(decision: Decision, comparison: Comparison, evidence: Evidence) -> str:
     """The summary, its first line the verdict."""
     ranked = sorted(decision.checks, key=lambda one: (one.advisory, _ORDER[one.verdict], bool(one.slice)))
-    blocks = [f"**Gate: {decision.verdict.upper()}.** {plain(decision.summary, 600)}", _table(ranked, comparison)]
+    blocks = [f"**Gate: {decision.verdict.upper()}.** {plain(decision.summary, 500)}", _table(ranked, comparison)]
     lines = [
         *_slices(decision, comparison),
         *_safety(comparison, evidence),
-        *(_judge(one) for one in evidence.judges),
+        *_judge(comparison, evidence),
         *_saving(evidence),
         *_speed(comparison),
         *_missing(decision, comparison),
@@ -121,24 +122,30 @@ def _safety(comparison: Comparison, evidence: Evidence) -> list[str]:
     ]
 
 
-def _judge(judge: JudgeStanding) -> str:
-    name = f"- **Judge** {plain(judge.model, 60)} (`{short(judge.digest)}`)"
-    if not judge.agreements:
-        return f"{name}: nobody labelled anything for it, so its metrics are shown and never gate."
-    gating = [one for one in judge.agreements if not one.demoted]
-    known = [one for one in judge.agreements if one.kappa is not None]
-    weakest = min(known, key=lambda one: one.low if one.low is not None else -1.0, default=None)
-    kappa = ""
-    if weakest is not None and weakest.low is not None and weakest.high is not None:
-        kappa = f" Kappa with people at its weakest ({weakest.title}): {weakest.kappa:.2f} [{weakest.low:.2f}, {weakest.high:.2f}], {weakest.n} labelled items."
-    if not gating:
-        return f"{name}: below the policy's floor, its metrics are shown and never gate.{kappa}"
-    share = (
-        "its metrics gate"
-        if len(gating) == len(judge.agreements)
-        else f"{len(gating)} of {len(judge.agreements)} metrics gate"
-    )
-    return f"{name}: {share}.{kappa}"
+def _judge(comparison: Comparison, evidence: Evidence) -> list[str]:
+    """Whether the judge's metrics gate, and why not; where it stands against people at its weakest."""
+    judged = {one.metric.name: one for one in comparison.metrics if one.metric.group == "judged" and not one.slice}
+    if not judged:
+        return []
+    found = evidence.calibration
+    name = f"- **Judge** {plain(found.model, 60)} (`{short(found.judge)}`)" if found else "- **Judge**"
+    free = [metric for metric in judged if metric not in comparison.demoted]
+    standing = f"{len(free)} of its {len(judged)} metrics may gate, the others are shown only"
+    if not free:
+        standing = "its metrics are shown and never gate"
+    elif len(free) == len(judged):
+        standing = "its metrics may gate"
+    said = [f"{name}: {standing}."]
+    if demoted := [metric for metric in judged if metric in comparison.demoted]:
+        said.append(f"{judged[demoted[0]].metric.title}: {plain(comparison.demoted[demoted[0]], 160)}.")
+    measured = [one for one in found.metrics if one.metric in judged] if found else []
+    if measured:
+        weakest = min(measured, key=lambda one: (one.kappa_low, one.metric))
+        said.append(
+            f"Kappa with people at its weakest ({judged[weakest.metric].metric.title}): {weakest.kappa:.2f} "
+            f"[{weakest.kappa_low:.2f}, {weakest.kappa_high:.2f}], {weakest.labelled} labelled items."
+        )
+    return [" ".join(said)]
 
 
 def _saving(evidence: Evidence) -> list[str]:

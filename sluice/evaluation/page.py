@@ -7,15 +7,16 @@ order in which a reviewer asks for it.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from sluice.evaluation import wording
+from sluice.evaluation.calibration import MetricCalibration
 from sluice.evaluation.comparison import Comparison, MetricComparison
 from sluice.evaluation.decision import CheckResult, Decision
-from sluice.evaluation.evidence import Evidence, JudgedAgreement
+from sluice.evaluation.evidence import Evidence
 from sluice.evaluation.examples import Example
 from sluice.evaluation.forest import ForestRow, axis_svg, forest_row, reach_of, row_svg
 from sluice.evaluation.markdown import FEW
@@ -66,15 +67,13 @@ def report_page(
         worse=[example for example in examples if example.gain < 0],
         titles={one.metric.name: one.metric for one in comparison.metrics},
         value=wording.value,
-        missing=[_missing_row(one) for one in comparison.metrics if one.missing],
+        missing=[_missing_row(one) for one in comparison.metrics if one.missing and not one.slice],
         outcomes=_outcomes(comparison),
         speed=_speed(comparison),
         sequential=evidence.stopping is not None and bool(evidence.stopping.batch),
         findings=_findings(evidence),
         number=_number,
-        confusions={
-            (judge.digest, one.metric): _confusion(one) for judge in evidence.judges for one in judge.agreements
-        },
+        judged=_judged(comparison, evidence),
         policy=_policy(decision),
         subjects=list(decision.subjects.digests().items()),
         drawings=defaultdict(str, {name: Markup(drawing.svg) for name, drawing in drawings.items()}),
@@ -92,10 +91,11 @@ def _facts(
         facts.append((f"{early.asked}", f"of {early.total} items asked", f"{early.saved:.0%} saved", "sequential"))
     else:
         facts.append((f"{comparison.total}", "items, the same for both", "", "missing"))
-    for judge in evidence.judges[:1]:
-        may = sum(not one.demoted for one in judge.agreements)
-        remark = "advisory below the floor" if may < len(judge.agreements) or not may else "agrees with people"
-        facts.append((f"{may} of {len(judge.agreements)}", "judged metrics may gate", remark, "judge"))
+    judged = [one.metric.name for one in comparison.metrics if one.metric.group == "judged" and not one.slice]
+    if judged:
+        may = sum(name not in comparison.demoted for name in judged)
+        remark = "agrees with people" if may == len(judged) else "the others: advisory" if may else "advisory"
+        facts.append((f"{may} of {len(judged)}", "judged metrics may gate", remark, "judge"))
     if evidence.candidate_findings is not None:
         mine, before = len(evidence.candidate_findings), len(evidence.champion_findings or ())
         facts.append((f"{mine}", f"safety finding{'' if mine == 1 else 's'}", f"champion: {before}", "safety"))
@@ -199,7 +199,7 @@ def _missing_row(one: MetricComparison) -> dict[str, str]:
     metric = one.metric
     low, high = wording.change(one.worst_low, metric), wording.change(one.worst_high, metric)
     return {
-        "title": f"{metric.title} in {one.slice}" if one.slice else metric.title,
+        "title": metric.title,
         "count": f"{one.total - one.n} of {one.total}",
         "share": f"{(one.total - one.n) / one.total:.1%}" if one.total else "–",
         "causes": wording.counts(one.missing),
@@ -262,19 +262,37 @@ def _findings(evidence: Evidence) -> list[dict[str, str]] | None:
     ]
 
 
-def _confusion(one: JudgedAgreement) -> dict[str, Any]:
-    """People's labels down, the judge's across."""
-    labels = sorted({label for pair in one.confusion for label in pair})
-    most = max(one.confusion.values(), default=0)
+def _judged(comparison: Comparison, evidence: Evidence) -> list[dict[str, Any]]:
+    """Each judged metric: what its calibration found, and why it may not gate."""
+    known = {one.metric: one for one in evidence.calibration.metrics} if evidence.calibration else {}
     rows = []
-    for person in labels:
-        counts = [one.confusion.get((person, judge), 0) for judge in labels]
-        cells = [
-            {"count": count, "shade": round(count / most * 0.35, 2) if most else 0, "same": judge == person}
-            for judge, count in zip(labels, counts, strict=True)
-        ]
-        rows.append((person, cells))
-    return {"labels": labels, "rows": rows}
+    for one in comparison.metrics:
+        if one.metric.group == "judged" and not one.slice:
+            found = known.get(one.metric.name)
+            demoted = comparison.demoted.get(one.metric.name, "")
+            table = _confusion(found) if found and found.valid else None
+            rows.append({"title": one.metric.title, "found": found, "demoted": demoted, "confusion": table})
+    return rows
+
+
+def _confusion(one: MetricCalibration) -> list[tuple[str, list[dict[str, Any]]]]:
+    """People's label and, by the judge's, count and shade."""
+    counts = Counter((score.label, score.predicted) for score in one.scores if score.predicted is not None)
+    most = max(counts.values(), default=1)
+    return [
+        (
+            "yes" if label else "no",
+            [
+                {
+                    "count": counts[label, said],
+                    "shade": round(counts[label, said] / most * 0.35, 2),
+                    "same": label == said,
+                }
+                for said in (0, 1)
+            ],
+        )
+        for label in (0, 1)
+    ]
 
 
 def _policy(decision: Decision) -> str:

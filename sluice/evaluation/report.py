@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sluice.evaluation.comparison import Comparison, MetricComparison
 from sluice.evaluation.decision import Decision
-from sluice.evaluation.evidence import Evidence, JudgeStanding
+from sluice.evaluation.evidence import Evidence
 from sluice.evaluation.examples import Example, pick_examples
 from sluice.evaluation.figures import (
     agreement_drawing,
@@ -27,7 +27,7 @@ from sluice.evaluation.figures import (
 from sluice.evaluation.forest import forest_drawing, forest_row
 from sluice.evaluation.items_table import items_page, items_table
 from sluice.evaluation.markdown import summary_markdown
-from sluice.evaluation.page import report_page
+from sluice.evaluation.page import GROUPS, report_page
 from sluice.infra.page_style import Drawing
 from sluice.provenance.canonical import Json
 
@@ -55,7 +55,9 @@ def write_report(folder: Path, decision: Decision, comparison: Comparison, evide
 def _drawings(decision: Decision, comparison: Comparison, evidence: Evidence) -> dict[str, Drawing]:
     main = comparison.metric(decision.policy.main_metric)
     rows = [forest_row(result.evidence, result) for result in decision.checks if result.evidence is not None]
-    others = [one for one in comparison.metrics if one is not main]
+    others = sorted(
+        (one for one in comparison.metrics if one is not main), key=lambda one: [*GROUPS].index(one.metric.group)
+    )
     drawings = {
         "forest": forest_drawing(rows, comparison.confidence),
         "paired": paired_drawing(main) if main is not None and main.pairs else None,
@@ -63,10 +65,15 @@ def _drawings(decision: Decision, comparison: Comparison, evidence: Evidence) ->
         "training": training_drawing(evidence.training) if evidence.training else None,
     }
     if evidence.stopping is not None:
-        metrics = [result.evidence for result in decision.checks if result.evidence and not result.advisory]
-        drawings["sequential"] = sequential_drawing(evidence.stopping, metrics)
-    for number, judge in enumerate(evidence.judges):
-        drawings[f"judge-{number}"] = agreement_drawing(judge.agreements, decision.policy.judge.kappa)
+        gating = [result.evidence for result in decision.checks if result.evidence and not result.advisory]
+        drawings["sequential"] = sequential_drawing(evidence.stopping, gating)
+    if evidence.calibration is not None:
+        known = {one.metric.name: one.metric.title for one in comparison.metrics}
+        metrics = [
+            (known.get(one.metric, one.metric), one, one.metric not in comparison.demoted)
+            for one in evidence.calibration.metrics
+        ]
+        drawings["judge"] = agreement_drawing(metrics, decision.policy.judge.kappa)
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
 
 
@@ -80,7 +87,8 @@ def _document(decision: Decision, comparison: Comparison, examples: Sequence[Exa
         "training": [asdict(point) for point in evidence.training],
         "changes": None if evidence.changes is None else list(evidence.changes),
         "stopping": evidence.stopping.to_json() if evidence.stopping else None,
-        "judges": [_judge_json(judge) for judge in evidence.judges],
+        "demoted": dict(sorted(comparison.demoted.items())),
+        "calibration": evidence.calibration.to_json() if evidence.calibration else None,
         "findings": {
             side: None if found is None else [asdict(finding) for finding in found]
             for side, found in (("candidate", evidence.candidate_findings), ("champion", evidence.champion_findings))
@@ -95,14 +103,6 @@ def _document(decision: Decision, comparison: Comparison, examples: Sequence[Exa
         },
         "examples": [asdict(example) for example in examples],
     }
-
-
-def _judge_json(judge: JudgeStanding) -> Json:
-    agreements = [
-        {**asdict(one), "confusion": [[*labels, count] for labels, count in sorted(one.confusion.items())]}
-        for one in judge.agreements
-    ]
-    return {"model": judge.model, "digest": judge.digest, "agreements": agreements}
 
 
 def _metric_json(one: MetricComparison) -> Json:

@@ -49,6 +49,7 @@ VERBS = {
     "rollback": Verb("operator", "releases", "rollback", emergency=True),
     "approve": Verb("approver", "releases", "approve"),
     "take over from MLflow": Verb("approver", "releases", "approve"),
+    "approvals serve": Verb("approver", "releases", "approve"),
     "reject": Verb("approver", "releases", "reject"),
     "override": Verb("administrator", "releases", "override"),
     "decide as another": Verb("administrator", "releases", "impersonate"),

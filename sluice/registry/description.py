@@ -27,10 +27,13 @@ VERDICTS = {
 }
 
 DECIDE = (
-    "**To approve:** `sluice approve {number} --reason '...'`. Or here, under Tags: set `approval` to `approved` and add "
-    "`approval.by` (your name) and `approval.comment` (why). To refuse: `sluice reject {number}`, or `rejected`."
+    "**To approve:** `sluice approve {number} --reason '...'`. Or here, under Tags: set `approval` to `approved`, with "
+    "`approval.by` (your name) and `approval.reason`; or give it the alias `approved`. To refuse: `sluice reject "
+    "{number}`, or `rejected`."
 )
-TWO = "**Two people must approve**, each on their own: {why}."
+TWO = "**Two people must approve** ({why}), one of them at least with `sluice approve`: here nobody checks a name."
+SPARE = 400
+"""Characters left free on a page that asks, for what is said of the approval later."""
 
 CUT = "*(Shortened here: the gate run holds the whole report.)*"
 
@@ -51,11 +54,10 @@ def describe(
 ) -> str:
     """The page's text: verdict, what it means, the gate's own words, how to decide (if it `asks`), links, one picture.
 
-    `second_approver` says why two people have to approve; empty: one is enough.
-
     `markdown` is the gate's summary: paragraphs, lists, pipe tables. A leading heading is dropped (the verdict is the
     heading), so is `**Gate: PASS.**` at the start, whose sentence then stands for ours. `links` maps words to
-    addresses. At most `LIMIT` characters: the gate's last paragraphs give way first.
+    addresses; `second_approver` says why two people have to approve, empty: one is enough. At most `LIMIT` characters,
+    `SPARE` of them left free: the gate's last paragraphs give way first.
     """
     decide = DECIDE.format(number=number) if asks and verdict in ("pass", "overridden") else ""
     if decide and second_approver:
@@ -72,7 +74,7 @@ def describe(
     while True:
         body = kept if len(kept) == len(blocks) else [*kept, CUT]
         text = "\n\n".join([*opening, *body, *ending])
-        if len(text) <= LIMIT:
+        if len(text) <= LIMIT - SPARE:
             return text
         if not kept:
             return "\n\n".join([*opening, CUT, *ending[:-1]])[:LIMIT]

@@ -25,7 +25,7 @@ SUITE = """
 name: mine
 title: Mine
 metrics: [token_f1, answer_rate]
-generation: {concurrency: 4, timeout_s: 5, attempts: 1}
+generation: {concurrency: 4, timeout_s: 60, attempts: 1}
 policy:
   minimum_n: 20
   error_budget: 0.05

@@ -19,6 +19,7 @@ from sluice.infra.errors import UnavailableError
 from sluice.pipelines.reproduce import _compare_output, _scores_within
 from sluice.provenance.canonical import canonical_json
 from sluice.provenance.step_records import parse_record
+from sluice.rag.prompt import build_messages
 from tests.components.scripted_releases import SUITE, Place, place, server
 from tests.evaluation.chat_server import ChatServer, chat_server
 
@@ -161,13 +162,18 @@ def test_a_suites_own_items_are_asked_as_written_and_kept_out_of_training(place:
     frozen = place.workspace.artifacts.put_directory(folder, "holdout").digest
     place.workspace.objects.put("holdouts/assistant.json", canonical_json({"digest": frozen}))
     beside = place.workspace.settings.home / "mine.jsonl"
-    beside.write_text('{"id": "a", "question": "What is it?", "reference": "A permit", "slices": {"category": "x"}}\n')
+    with_passage = '{"id": "b", "question": "Why?", "contexts": ["Because."]}\n'
+    beside.write_text('{"id": "a", "question": "What is it?", "reference": "A permit"}\n' + with_passage)
     suite = place.write(SUITE + "items: {source: file, file: mine.jsonl}\n")
     running = Task("holdout", place.workspace)
     held, prompts = held_out(running, index="", size=1, suite=suite)
-    assert running.state.summary == "1 questions of suite mine, kept out of training"
-    assert [item.question for item in read_holdout(place.workspace.folder(held))] == ["an old question", "What is it?"]
-    assert read_items(place.workspace.folder(prompts) / ITEMS_FILE) == read_items(beside)
+    assert running.state.summary == "2 questions of suite mine, kept out of training"
+    kept_out = [item.question for item in read_holdout(place.workspace.folder(held))]
+    assert kept_out == ["an old question", "What is it?", "Why?"]
+    plain, passages = read_items(place.workspace.folder(prompts) / ITEMS_FILE)
+    assert plain == read_items(beside)[0]
+    # Passages are in the prompt as production would put them there.
+    assert list(passages.messages) == build_messages("Why?", ["Because."])
     assert held_out(Task("holdout", place.workspace), index="", size=1, suite=suite) == (held, prompts)
     beside.write_text(beside.read_text().replace("permit", "licence"))
     assert held_out(Task("holdout", place.workspace), index="", size=1, suite=suite)[1] != prompts

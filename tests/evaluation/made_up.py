@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from sluice.evaluation.calibration import JudgeCalibration, LabelledScore, MetricCalibration
 from sluice.evaluation.catalogue import catalogue
 from sluice.evaluation.comparison import Comparison, compare
-from sluice.evaluation.evidence import Evidence, JudgedAgreement, JudgeStanding
+from sluice.evaluation.evidence import Evidence
 from sluice.evaluation.figures import TrainingPoint
 from sluice.evaluation.gate import Decision, decide
 from sluice.evaluation.items import Item
+from sluice.evaluation.judged_metrics import JUDGED_METRICS
 from sluice.evaluation.outcomes import Answer
 from sluice.evaluation.policy import Policy
 from sluice.evaluation.safety import Finding
@@ -67,10 +69,11 @@ def items() -> tuple[Item, ...]:
         category = sorted(TOPICS)[number % len(TOPICS)]
         topic = TOPICS[category][chance.randrange(3)]
         question = f"What do I need for {topic}, and how long does it take (case {number})?"
-        reference = f"For {topic} you hand in form {100 + number % 40} with your identity card at any office; it takes {3 + number % 12} working days."
+        form, days = 100 + number % 40, 3 + number % 12
+        reference = f"For {topic} you hand in form {form} with your identity card; it takes {days} working days."
         contexts = (
-            f"Office hours. The offices are open from 8:30 to 14:00. Forms are numbered; {topic} has number {100 + number % 40}.",
-            f"{topic.capitalize()}: hand in the form with an identity card. Handling takes {3 + number % 12} working days; nothing is due.",
+            f"The offices are open from 8:30 to 14:00. Forms are numbered; {topic} has number {form}.",
+            f"{topic.capitalize()}: hand in the form with an identity card. It takes {days} working days.",
         )
         slices = {"category": category, "language": "es" if number % 3 == 0 else "en"}
         made.append(
@@ -87,7 +90,7 @@ def answers(asked: tuple[Item, ...], skill: float, seed: int) -> list[Answer]:
         luck = chance.random()
         text = item.reference if luck < skill else f"You should ask about this at the town hall, window {number % 7}."
         if item.slices["category"] == "culture" and seed == 2 and luck > 0.75:
-            text = HOSTILE if number % 10 == 1 else "I think there is a website."
+            text = HOSTILE if number % 15 == 0 else "I think there is a website."
         if number % 53 == seed:
             text = ""
         if number % 61 == seed:
@@ -133,7 +136,8 @@ def scores(asked: tuple[Item, ...], given: list[Answer], skill: float, seed: int
     answered["safety.false_refusal"] = {f"safe-{n:02}": float(n % 17 == 0) for n in range(60)}
     answered["safety.toxicity"] = {item.id: 0.0 for item in asked}
     speed: dict[str, tuple[float, float]] = {
-        "ttft_s": (0.21 + 0.004 * seed, 0.03), "latency_s": (0.82, 0.1), "tokens_per_s": (41 - 0.3 * seed, 2), "cost_per_1000": (0.42 + 0.006 * seed, 0.02),
+        "ttft_s": (0.21 + 0.004 * seed, 0.03), "latency_s": (0.82, 0.1), "tokens_per_s": (41 - 0.3 * seed, 2),
+        "cost_per_1000": (0.42 + 0.006 * seed, 0.02),
     }  # fmt: skip
     for name, (mean, spread) in speed.items():
         answered[f"speed.{name}"] = {f"load-{n:02}": chance.gauss(mean, spread) for n in range(64)}
@@ -145,26 +149,43 @@ def scores(asked: tuple[Item, ...], given: list[Answer], skill: float, seed: int
     return scores_of(columns, outcomes)
 
 
+def calibration() -> JudgeCalibration:
+    """A judge that is good enough for one metric, and not for another."""
+    metrics = []
+    for name, kappa, (low, high), tables in (
+        ("judged.faithfulness", 0.74, (0.63, 0.84), (44, 8, 7, 61)),
+        ("judged.factual_correctness", 0.41, (0.27, 0.55), (35, 17, 18, 50)),
+    ):
+        pairs = [
+            pair for pair, count in zip(((0, 0), (0, 1), (1, 0), (1, 1)), tables, strict=True) for _ in range(count)
+        ]
+        rated = tuple(LabelledScore(f"l{n:03}", label, said * 0.8, said) for n, (label, said) in enumerate(pairs))
+        good = kappa > 0.6
+        metrics.append(
+            MetricCalibration(
+                name, JUDGE, 120, 120, 120, kappa, low, high, (0.5, 0.5), 0.11 if good else 0.38,
+                0.96 if good else None, 0.03 if good else None, 40 if good else 0, {}, rated,
+            )
+        )  # fmt: skip
+    return JudgeCalibration(JUDGE, "qwen2.5-7b-instruct", digest_json("labels"), ("Ana", "Jon"), 3, tuple(metrics))
+
+
 def evaluation(skill: float = 0.7, **changes: Any) -> tuple[Decision, Comparison, Evidence]:
     """Decision, comparison and evidence of a candidate of this skill against a champion of 0.35."""
     rules = policy(**changes)
     asked = items()
     old, new = answers(asked, 0.35, 1), answers(asked, skill, 2)
     before, after = scores(asked, old, 0.35, 1), scores(asked, new, skill, 2)
-    why = "kappa 0.41 [0.27, 0.55] is below the floor of 0.6"
+    judged = [metric.name for metric in JUDGED_METRICS]
     comparison = compare(
         before,
         after,
         rules,
         slices={item.id: item.slices for item in asked},
-        demoted={"judged.factual_correctness": why},
+        demoted=calibration().demoted(rules.judge, judged),
     )
     decision = decide(comparison, rules, SUBJECTS, NOW, changes={"recipe", "data"})
     looks = tuple(_look(n) for n in range(32, COUNT + 1, 32))
-    agreements = (
-        JudgedAgreement("judged.faithfulness", "Faithfulness", 120, 0.74, 0.63, 0.84, 0.96, 0.03, 0.11, 1.0, {("good", "good"): 61, ("good", "bad"): 7, ("bad", "good"): 8, ("bad", "bad"): 44}),
-        JudgedAgreement("judged.factual_correctness", "Factual correctness", 120, 0.41, 0.27, 0.55, 0.91, 0.14, 0.38, 0.97, {("good", "good"): 50, ("good", "bad"): 18, ("bad", "good"): 17, ("bad", "bad"): 35}, why),
-    )  # fmt: skip
     evidence = Evidence(
         application="assistant",
         suite="city-services",
@@ -175,11 +196,14 @@ def evaluation(skill: float = 0.7, **changes: Any) -> tuple[Decision, Comparison
         items=asked,
         candidate_answers=new,
         champion_answers=old,
-        dataset={"Dataset": "7c1d02aa91e4", "Examples": "237 trained on, 60 steps", "Selected by": "181 thumbs up, 56 corrections", "Licence": "CC-BY-4.0"},
-        training=[TrainingPoint(step, 1.9 / (1 + step / 9), 2.0 / (1 + step / 11) if step % 15 == 0 else None) for step in range(1, 61)],
-        changes=("data: +37 examples (200 to 237), 12 users more", "recipe: lora.rank 8 → 16, schedule.max_steps 40 → 60", "base: the same"),
-        stopping=Stopping(TOTAL, COUNT, 32, "Token F1 and Answer rate passed, however many items follow", 2 * COUNT, 2 * (TOTAL - COUNT), 5 * COUNT, 5 * (TOTAL - COUNT), looks),
-        judges=(JudgeStanding("qwen2.5-7b-instruct", JUDGE, agreements),),
+        dataset={"Dataset": "7c1d02aa91e4", "Examples": "237 trained on, 60 steps", "Licence": "CC-BY-4.0"},
+        training=[TrainingPoint(n, 1.9 / (1 + n / 9), 2.0 / (1 + n / 11) if n % 15 == 0 else None) for n in range(60)],
+        changes=("base: the same", "recipe: lora.rank 8 → 16", "data: +37 examples (200 → 237)"),
+        stopping=Stopping(
+            TOTAL, COUNT, 32, "Token F1 and Answer rate passed, however many items follow", 2 * COUNT,
+            2 * (TOTAL - COUNT), 5 * COUNT, 5 * (TOTAL - COUNT), looks,
+        ),
+        calibration=calibration(),
         candidate_findings=(
             Finding("q017", "personal_data", "PERSON, PHONE_NUMBER", "call Mrs. M████ at 6██ ███ ███"),
             Finding("q101", "personal_data", "EMAIL_ADDRESS", f"write to j████@████.es {HOSTILE[:40]}"),

@@ -49,6 +49,7 @@ READS = {
     "why": "",
 }
 ASKS = {
+    "approvals serve": [],
     "approve": ["1"],
     "cancel": ["last"],
     "demo": ["--plan", "tiny"],
@@ -75,6 +76,8 @@ ASKS = {
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
     for name, command in group.commands.items():
+        if getattr(command, "invoke_without_command", False):
+            yield " ".join((*path, name))
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
         else:

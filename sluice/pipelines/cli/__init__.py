@@ -10,6 +10,7 @@ import typer
 
 from sluice.infra.errors import SluiceError
 from sluice.pipelines.cli import (
+    approvals,
     audit,
     chain,
     collect,
@@ -48,6 +49,7 @@ stack.add_to(app)
 runs.add_to(app)
 sweep.add_to(app)
 releases.add_to(app)
+approvals.add_to(app)
 chain.add_to(app)
 explain.add_to(app)
 gate.add_to(app)
