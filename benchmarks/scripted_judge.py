@@ -100,7 +100,7 @@ async def _connection(
                 _send(writer, 200, {"object": "list", "data": [{"id": "judge", "object": "model"}]}, {})
                 await writer.drain()
                 continue
-            prompt = body["messages"][-1]["content"]
+            prompt = body["messages"][0]["content"]  # what follows is a client's complaint about an answer
             state.requests.append(body)
             state.prompts[prompt] += 1
             reply = plan(prompt, state.prompts[prompt])

@@ -16,7 +16,7 @@ from typing import Any
 from sluice.evaluation.cache import Cache
 from sluice.evaluation.calibration_figures import best_kappa, halves, length_bias, predicted_labels
 from sluice.evaluation.judge import Judge
-from sluice.evaluation.judge_client import NEVER_ANSWERED, UNREACHABLE
+from sluice.evaluation.judge_client import BUDGET_SPENT, NEVER_ANSWERED, UNREACHABLE
 from sluice.evaluation.judge_pairs import labelled_pairs, position_bias
 from sluice.evaluation.judged import Embedder, judge_samples
 from sluice.evaluation.judged_metrics import JUDGED
@@ -233,7 +233,7 @@ class _Run:
             kappa_high=round(kappa.high, 6),
             thresholds=thresholds,
             length_bias=length_bias(valid, labels, words),
-            causes=dict(sorted(Counter(column.causes.values()).items())),
+            causes=_counted(column),
             scores=tuple(LabelledScore(one, labels[one], values[one], predicted.get(one)) for one in sorted(values)),
         )
         if self.floor is not None and found.failing(self.floor):
@@ -287,9 +287,9 @@ class _Run:
     def _asked(self, metric: str, items: Sequence[LabelledItem], judge: Judge) -> Column:
         samples = [item.sample for item in items]
         [found] = judge_samples(samples, [metric], judge, cache=self.cache, embed=self.embed)
-        causes = Counter(found.causes.values())
+        causes = _counted(found)
         if UNREACHABLE in causes or (len(found.causes) == len(samples) and set(causes) <= NEVER_ANSWERED):
-            told = ", ".join(f"{count} times {cause!r}" for cause, count in causes.most_common())
+            told = ", ".join(f"{count} times {cause!r}" for cause, count in causes.items())
             raise UnavailableError(
                 f"The judge {judge.model!r} at {judge.base_url} is gone: {told}.",
                 hint="What it said is kept; calibrate again when it is back.",
@@ -300,3 +300,8 @@ class _Run:
     def _tell(self, message: str) -> None:
         # Repeats and pairs may be needless: only the first round is planned.
         self.report(min(self.done, self.planned), self.planned, message)
+
+
+def _counted(found: Column) -> dict[str, int]:
+    """How often each cause came; whether there was a budget to ask again says nothing of the judge."""
+    return dict(sorted(Counter(cause.removesuffix(BUDGET_SPENT) for cause in found.causes.values()).items()))

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sluice.evaluation.cache import Cache
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     Answered = TypeVar("Answered", bound=BaseModel)
 
 UNREACHABLE = "judge unreachable"
-BUDGET_SPENT = "retry budget spent"
-NEVER_ANSWERED = {UNREACHABLE, BUDGET_SPENT, "connection", "http 401", "http 403", "http 404"}
+BUDGET_SPENT = " (retry budget spent)"
+NEVER_ANSWERED = {UNREACHABLE, "connection", "http 401", "http 403", "http 404"}
 """Causes that say nothing of the judge's answers."""
 
 _LONGEST_PAUSE_S = 60.0
@@ -40,14 +41,13 @@ _BINARY = {"verdict", "attributed", "noncommittal"}
 
 
 class JudgeFailure(Exception):
-    """A request without a usable answer. `cause` is a few words; `again`: the request failed, and another attempt may
-    help; `bad_answer`: an answer came that is of no use; `wait_s`: what the server asks to wait."""
+    """A request without a usable answer. `cause` is a few words; `again` whether another attempt may help; `wait_s` how
+    long the server asks to wait."""
 
-    def __init__(self, cause: str, *, again: bool = False, bad_answer: bool = False, wait_s: float = 0.0) -> None:
+    def __init__(self, cause: str, *, again: bool = False, wait_s: float = 0.0) -> None:
         super().__init__(cause)
         self.cause = cause
         self.again = again
-        self.bad_answer = bad_answer
         self.wait_s = wait_s
 
 
@@ -76,8 +76,7 @@ class JudgeClient:
         `nth` tells one of several answers to the same prompt from the others (they are the same at temperature 0, and
         asked once); `verdicts` is how many an answer must hold, where the prompt gave it so many claims.
         """
-        warm = self.judge.sampling.temperature > 0
-        nth = nth if warm else 0
+        nth = nth if self.judge.sampling.temperature else 0
         schema = strict_schema(model, verdicts)
         key = digest_json({"judge": self.judge.digest, "prompt": prompt, "schema": schema, "nth": nth})
         if (known := self.cache.get(key)) is not None:
@@ -88,12 +87,10 @@ class JudgeClient:
                 content = await self._attempt(prompt, model.__name__, schema, nth)
                 answer = _checked(content, model, verdicts)
             except JudgeFailure as failure:
-                # At temperature 0 a bad answer would come back the same.
-                useful = failure.again or (failure.bad_answer and warm)
-                if not useful or attempt == self.judge.limits.attempts or self.dead:
+                if not failure.again or attempt == self.judge.limits.attempts or self.dead:
                     raise
                 if self.retries <= 0:
-                    raise JudgeFailure(BUDGET_SPENT) from failure
+                    raise JudgeFailure(failure.cause + BUDGET_SPENT) from failure
                 self.retries -= 1
                 pause = self.judge.limits.pause_s * 2 ** (attempt - 1)
                 await asyncio.sleep(min(max(pause, failure.wait_s), _LONGEST_PAUSE_S))
@@ -151,7 +148,7 @@ class JudgeClient:
         if isinstance(raised, openai.APIConnectionError):
             return self._no_sign_of_life("connection")
         if isinstance(raised, openai.APIError | ValueError):  # a 200 whose body is no completion
-            return JudgeFailure("not JSON", bad_answer=True)
+            return JudgeFailure("not JSON", again=True)
         raise raised
 
     def _no_sign_of_life(self, cause: str) -> JudgeFailure:
@@ -197,9 +194,11 @@ class SampleModel:
         return answer
 
 
+@cache
 def strict_schema(model: type[BaseModel], verdicts: int | None = None) -> Json:
     """The JSON schema of an answer as servers enforce it: nothing beside the fields, yes or no where that is meant
-    (RAGAS's schemas allow any whole number there), and as many `verdicts` as there are claims."""
+    (RAGAS's schemas allow any whole number there), and as many `verdicts` as there are claims.
+    Shared by all requests: not to be changed."""
     schema = model.model_json_schema()
     for part in (schema, *schema.get("$defs", {}).values()):
         part["additionalProperties"] = False
@@ -216,20 +215,20 @@ def _content(response: ChatCompletion) -> Json:
     """The JSON value in a completion. Raises `JudgeFailure`."""
     choices = getattr(response, "choices", None)
     if not choices:
-        raise JudgeFailure("not JSON", bad_answer=True)
+        raise JudgeFailure("not JSON", again=True)
     choice = choices[0]
     if choice.finish_reason == "length":
-        raise JudgeFailure("truncated", bad_answer=True)
+        raise JudgeFailure("truncated")  # and would be again
     if choice.finish_reason == "content_filter" or choice.message.refusal:
         raise JudgeFailure("judge refused")
     try:
         return json.loads(choice.message.content or "", parse_constant=_not_finite)
     except (ValueError, RecursionError) as error:
-        raise JudgeFailure("not JSON", bad_answer=True) from error
+        raise JudgeFailure("not JSON", again=True) from error
 
 
 def _not_finite(constant: str) -> Any:
-    raise JudgeFailure(NOT_FINITE, bad_answer=True)
+    raise JudgeFailure(NOT_FINITE, again=True)
 
 
 def _checked(content: Json, model: type[Answered], verdicts: int | None) -> Answered:
@@ -238,13 +237,13 @@ def _checked(content: Json, model: type[Answered], verdicts: int | None) -> Answ
     try:
         answer = model.model_validate(content)
     except ValidationError as error:
-        raise JudgeFailure("schema", bad_answer=True) from error
+        raise JudgeFailure("schema", again=True) from error
     given = [answer, *(one for value in vars(answer).values() if isinstance(value, list) for one in value)]
     for part in given:
         if any(getattr(part, name, 0) not in (0, 1) for name in _BINARY):
-            raise JudgeFailure("out of range", bad_answer=True)
+            raise JudgeFailure("out of range", again=True)
     if verdicts is not None and len(given) - 1 != verdicts:
-        raise JudgeFailure("verdicts missing", bad_answer=True)
+        raise JudgeFailure("verdicts missing", again=True)
     return answer
 
 

@@ -151,7 +151,7 @@ def test_a_judge_that_answers_in_prose_is_found_out_after_a_portion(cache: Cache
     found, server = calibrated(cache, lambda *_: Reply("All fine!"))
     [metric] = found.metrics
     assert (metric.asked, metric.valid, metric.causes) == (8, 0, {"not JSON": 8})
-    assert len(server.requests) == 8
+    assert len(server.requests) <= 8 + 4  # a fifth of the 16 planned
     reason = found.demoted(FLOOR, [FAITHFULNESS])[FAITHFULNESS]
     assert reason.startswith("the judge scored 0 of 8 items (95% are needed), mostly because: not JSON")
 

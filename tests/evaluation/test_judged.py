@@ -263,7 +263,7 @@ def test_thirty_percent_errors_cost_the_budget_and_no_other_item(cache: Cache) -
     with scripted_judge(plan) as server:
         [column] = judged(server.url, cache, many(60), RECALL, limits=limits)
     found = causes(column)
-    assert found["retry budget spent"] >= 5
+    assert found["http 500 (retry budget spent)"] >= 5
     assert len(server.requests) == 60 + 6
     assert all(value in (None, 1.0) for value in column.values.values())
     assert len(column.values) == 60
