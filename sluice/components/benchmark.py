@@ -72,7 +72,7 @@ def benchmark_step(running: Task, *, release: str, base: str, suite: str, again:
                     Patience(timeout_s=section.timeout_s),
                 )
                 samples = run_benchmarks(
-                    tasks, endpoint, tokenizer=workspace.folder(base), limit=section.limit, report=running.report
+                    tasks, endpoint, base=workspace.folder(base), limit=section.limit, report=running.report
                 )
         out = folder / "artifact"
         scores = benchmark_scores(tasks, samples)

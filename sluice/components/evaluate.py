@@ -54,12 +54,15 @@ def evaluate_step(
     One that lost more answers or scores than the policy allows is inconclusive, and it is made anew when it is asked
     for again: what was lost is asked again, the rest is known. `again` counts how often that happened before.
     """
+    from sluice.components.judge import demoted_metrics
     from sluice.evaluation.suite import find_suite
 
     chosen = find_suite(suite)
+    demoted = demoted_metrics(running.workspace, chosen, calibration)
 
     def work(folder: Path) -> StepOutput:
         from sluice.components.answers import asking, counted
+        from sluice.components.judge import suite_judge
         from sluice.evaluation.answers import write_answers
         from sluice.evaluation.cache import open_cache
         from sluice.evaluation.head_to_head import head_to_head, lost
@@ -74,7 +77,15 @@ def evaluate_step(
             asking(workspace, candidate, base, chosen, cache) as ask_candidate,
             asking(workspace, champion, base, chosen, cache) as ask_champion,
         ):
-            found = head_to_head(items, chosen, candidate=ask_candidate, champion=ask_champion, report=running.report)
+            found = head_to_head(
+                items,
+                chosen,
+                candidate=ask_candidate,
+                champion=ask_champion,
+                judging=suite_judge(workspace, chosen, cache),
+                demoted=demoted,
+                report=running.report,
+            )
         out = folder / "artifact"
         for name, side in (("candidate", found.candidate), ("champion", found.champion)):
             write_scores(out / name, side.scores)
@@ -86,7 +97,7 @@ def evaluate_step(
             "asked": found.stopping.sentence,
             "candidate": counted(found.candidate.answers),
             "champion": counted(found.champion.answers),
-            "lost": lost(found, chosen),
+            "lost": lost(found, chosen, demoted),
         }
         return StepOutput({"evaluation": manifest.digest}, values)
 
@@ -95,12 +106,15 @@ def evaluate_step(
 
     def arguments(number: int) -> dict[str, Json]:
         from sluice.components.answers import SERVING, served_as
+        from sluice.components.judge import judge_of
 
+        own = ("components.answers", "components.calibrate", "components.evaluate", "components.judge")
         return {
-            "rooms": ("evaluation", "statistics", *SERVING, "components.answers", "components.evaluate"),
+            "rooms": ("evaluation", "statistics", "rag.embed", *SERVING, *own),
             "locks": ("main", "serve"),
             "parameters": {
                 "suite": chosen.digest,
+                "judge": judge_of(running.workspace, chosen.judged).digest if chosen.judged else None,
                 **served_as(running.workspace),
                 **({"again": number} if number else {}),
             },

@@ -134,7 +134,10 @@ def suite_items(running: Task, *, frozen: str, name: str, path: Path) -> tuple[s
 
         artifacts = running.workspace.artifacts
         read = read_items(path)
-        own = [HoldoutItem(f"{name}/{item.id}", item.question, item.reference) for item in read]
+        own = [
+            HoldoutItem(f"{name}/{item.id}", item.question, item.reference, item.slices.get("category", ""))
+            for item in read
+        ]
         write_holdout([*read_holdout(running.workspace.folder(frozen)), *own], folder / "holdout")
         write_items(folder / "prompts" / ITEMS_FILE, [_with_its_contexts(item) for item in read])
         held = artifacts.put_directory(folder / "holdout", "holdout", {"frozen": frozen, "suite": name})
@@ -148,7 +151,8 @@ def suite_items(running: Task, *, frozen: str, name: str, path: Path) -> tuple[s
         inputs={"holdout": frozen},
         function=build,
     )
-    running.say(f"{record.output.values['prompts']} questions of suite {name}, kept out of training")
+    found = record.output.values["prompts"]
+    running.say(f"{found} question{'' if found == 1 else 's'} of suite {name}, kept out of training")
     return record.output.artifacts["holdout"], record.output.artifacts["prompts"]
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 from sluice.curation.card import render_card
 from sluice.curation.dataset import CARD_FILE, CARD_PAGE, TRAIN_FILE
+from sluice.curation.triggers import PROBES_FILE
 from sluice.infra.errors import InputError, IntegrityError
 from sluice.provenance.canonical import Json, canonical_json
 
-PROBES_FILE = "probes.jsonl"
 LARGEST_SHARE = 0.1
 _LETTERS = "bcdfghjkmnpqrstvwxz"
 

@@ -50,6 +50,7 @@ ROOMS = (
     "evaluation",
     "registry",
     "serving",
+    "statistics",
     "provenance",
 )
 APPROVER = "policy:demo"
@@ -244,7 +245,7 @@ class Loop:
             return
         registry = registry_of(self.workspace)
         set_tag(registry, version, "approval.by", APPROVER)
-        set_tag(registry, version, "approval.comment", "The demonstration approves what its gate passed.")
+        set_tag(registry, version, "approval.reason", "The demonstration approves what its gate passed.")
         set_tag(registry, version, "approval", "approved")
         taken, problems = take_over(self.workspace)
         if problems:

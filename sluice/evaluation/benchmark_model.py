@@ -13,6 +13,7 @@ from typing import Any
 
 from lm_eval.models.api_models import JsonChatStr
 from lm_eval.models.openai_completions import LocalCompletionsAPI
+from tokenizers import Tokenizer
 
 from sluice.evaluation.benchmark_endpoint import Endpoint, Failure, UnreadableAnswer, finite
 from sluice.provenance.canonical import Json
@@ -27,17 +28,16 @@ _UNLIMITED = 1 << 20
 class ServedModel(LocalCompletionsAPI):  # type: ignore[misc]
     """Log-likelihoods of plain text from `/completions` (`echo`), and answers from `/chat/completions`.
 
-    `lost` has the causes of requests without an answer, by `request_name`.
+    `base` is the base model's folder, with its tokenizer. `lost` has the causes of requests without an answer, by
+    `request_name`.
     """
 
-    def __init__(self, endpoint: Endpoint, tokenizer: Path, told: Told) -> None:
+    def __init__(self, endpoint: Endpoint, base: Path, told: Told) -> None:
         super().__init__(
-            base_url=endpoint.base_url,
-            model=endpoint.model,
-            tokenizer=str(tokenizer),
-            tokenizer_backend="huggingface",
-            max_length=_UNLIMITED,
+            base_url=endpoint.base_url, model=endpoint.model, tokenizer_backend="none", max_length=_UNLIMITED
         )
+        # Not by transformers, which the harness would import for it: that takes seconds, and PyTorch.
+        self.base, self.tokens = base, Tokenizer.from_file(str(base / "tokenizer.json"))
         self.endpoint, self.told = endpoint, told
         self.lost: dict[str, str] = {}
 
@@ -46,6 +46,16 @@ class ServedModel(LocalCompletionsAPI):  # type: ignore[misc]
     ) -> JsonChatStr:
         """The messages as they are: the server applies the template, as it does for users."""
         return JsonChatStr(json.dumps(chat_history, ensure_ascii=False))
+
+    def tok_encode(self, string: str, **kwargs: Any) -> list[int]:
+        ids: list[int] = self.tokens.encode(string, add_special_tokens=False).ids
+        return ids
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What stands before a text that has no context."""
+        config = json.loads((self.base / "config.json").read_bytes())
+        return int(config.get("bos_token_id") or config["eos_token_id"])
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
@@ -92,7 +102,7 @@ def _likelihood(reply: Json, context: int, asked: int) -> Json:
         tokens = reply["choices"][0]["logprobs"]["token_logprobs"]
         # The prompt's and the one token that had to be generated: with any other number the sum is over other tokens.
         if len(tokens) != asked + 1:
-            raise UnreadableAnswer(f"log-probabilities of {len(tokens)} tokens")
+            raise UnreadableAnswer("log-probabilities of other tokens")
         [(likelihood, greedy)] = LocalCompletionsAPI.parse_logprobs(reply, ctxlens=[context])
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UnreadableAnswer("no log-probabilities") from error

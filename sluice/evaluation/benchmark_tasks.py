@@ -18,9 +18,11 @@ from sluice.provenance.canonical import Json, digest_json, short
 BUNDLED = Path(__file__).parent / "tasks"
 """The tasks that come with Sluice."""
 
-OUTPUTS = {"multiple_choice": "log-likelihood", "generate_until": "generation"}
-RIGHT_OR_WRONG = ("acc", "acc_norm", "acc_bytes", "exact_match")
-"""The harness's metrics that are 0 or 1 for each item."""
+RIGHT_OR_WRONG = {
+    "multiple_choice": ("acc", "acc_norm", "acc_bytes"),
+    "generate_until": ("exact_match",),
+}
+"""The harness's metrics that are 0 or 1 for each item, by the kind of output that we measure."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,10 @@ def read_task(path: Path) -> BenchmarkTask:
     where = f"The benchmark task {str(path)!r}"
     if config.get("task") != path.stem:
         raise InputError(f"{where}: task = {config.get('task')!r} must be the file's name, {path.stem!r}.")
-    if config.get("output_type") not in OUTPUTS:
-        raise InputError(
-            f"{where}: output_type = {config.get('output_type')!r} is not measured; there are {', '.join(OUTPUTS)}."
-        )
-    metric = _metric(config.get("metric_list"), where)
+    output = config.get("output_type")
+    if output not in RIGHT_OR_WRONG:
+        raise InputError(f"{where}: output_type = {output!r} is not measured; there are {', '.join(RIGHT_OR_WRONG)}.")
+    metric = _metric(config.get("metric_list"), RIGHT_OR_WRONG[output], where)
     files = _files(config, where)
     split = config.get("test_split")
     if split not in files:
@@ -114,12 +115,11 @@ def _mapping(path: Path) -> dict[str, Any]:
     return config
 
 
-def _metric(found: Any, where: str) -> str:
+def _metric(found: Any, known: tuple[str, ...], where: str) -> str:
     name = found[0].get("metric") if isinstance(found, list) and found and isinstance(found[0], dict) else None
-    if name not in RIGHT_OR_WRONG:
+    if name not in known:
         raise InputError(
-            f"{where}: its first metric, metric_list.0.metric = {name!r}, must say right or wrong for each item: one "
-            f"of {', '.join(RIGHT_OR_WRONG)}."
+            f"{where}: metric_list.0.metric = {name!r} must say right or wrong for each item: {' or '.join(known)}."
         )
     return str(name)
 

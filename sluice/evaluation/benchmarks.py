@@ -50,24 +50,24 @@ def run_benchmarks(
     tasks: Sequence[BenchmarkTask],
     endpoint: Endpoint,
     *,
-    tokenizer: Path,
+    base: Path,
     limit: int | None = None,
     report: Report = no_report,
 ) -> list[Sample]:
     """Ask the served model all items of `tasks` (at most `limit` of each).
 
-    `tokenizer` is the base model's folder. An interrupted call, started again with the endpoint's cache, asks only
+    `base` is the base model's folder. An interrupted call, started again with the endpoint's cache, asks only
     what is missing. Raises `InputError` for a task that the harness refuses, and what `Endpoint.ask_all` raises.
     """
-    if not (tokenizer / "tokenizer.json").is_file():
-        raise InputError(f"The base model's folder {str(tokenizer)!r} holds no tokenizer.json.")
+    if not (base / "tokenizer.json").is_file():
+        raise InputError(f"The base model's folder {str(base)!r} holds no tokenizer.json.")
     chosen = [(task, task.select(limit)) for task in tasks]
     total, done, samples = sum(len(items) for _, items in chosen), 0, list[Sample]()
     report(0, total, "opening lm-evaluation-harness")
     with _quiet_harness():
         from sluice.evaluation.benchmark_model import ServedModel
 
-        model = ServedModel(endpoint, tokenizer, lambda *_: None)
+        model = ServedModel(endpoint, base, lambda *_: None)
         for task, items in chosen:
             model.told = _told(report, done, total, len(items), task.name)
             samples += _run(task, items, model)
@@ -164,6 +164,8 @@ def _sample(task: BenchmarkTask, item: str, found: Mapping[str, Any], model: Ser
         choices = [str(rest).strip() for _, rest in found["arguments"]]
         asked, said = str(context), "" if lost else choices[_preferred(task.metric, choices, found)]
         target = found["target"]
+        if isinstance(target, int) and not 0 <= target < len(choices):
+            raise InputError(f"{task.path}: the right choice of item {item!r} is {target}, and it has {len(choices)}.")
         expected = choices[target] if isinstance(target, int) else str(target)
     value = lost[0] if lost else float(found[task.metric])
     return Sample(item, task.name, asked, expected, said, value)

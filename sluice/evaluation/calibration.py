@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sluice.evaluation.cache import Cache
-from sluice.evaluation.calibration_figures import halves, length_bias, predicted_labels
+from sluice.evaluation.calibration_figures import best_kappa, halves, length_bias, predicted_labels
 from sluice.evaluation.judge import Judge
-from sluice.evaluation.judge_client import UNREACHABLE
+from sluice.evaluation.judge_client import NEVER_ANSWERED, UNREACHABLE
 from sluice.evaluation.judge_pairs import labelled_pairs, position_bias
 from sluice.evaluation.judged import Embedder, judge_samples
 from sluice.evaluation.judged_metrics import JUDGED
@@ -246,8 +246,10 @@ class _Run:
         return replace(found, position_bias=bias.share, pairs=bias.pairs)
 
     def _scores(self, metric: str, items: Sequence[LabelledItem]) -> Column:
-        """The judge's own scores, in portions: after each it may be certain that too few items get one."""
-        portion = max(_PORTION, 2 * self.judge.limits.concurrency)
+        """The judge's own scores, in portions: after each it may be certain that too few items get one, or that too
+        few agree, whatever the others say."""
+        portion = max(_PORTION, self.judge.limits.concurrency)
+        labels = {item.sample.id: item.labels[metric] for item in items}
         values: dict[str, float | None] = {}
         causes: dict[str, str] = {}
         for start in range(0, len(items), portion):
@@ -256,6 +258,9 @@ class _Run:
             causes |= part.causes
             self._tell(f"{metric}: {len(values)} of {len(items)} labelled items, {len(causes)} without a score")
             if self.floor is not None and len(causes) > (1 - self.floor.valid_share) * len(items):
+                break
+            scored = {item: score for item, score in values.items() if score is not None}
+            if self.floor is not None and best_kappa(scored, labels).low < self.floor.kappa:
                 break
         return replace(part, values=values, causes=causes)
 
@@ -282,12 +287,11 @@ class _Run:
     def _asked(self, metric: str, items: Sequence[LabelledItem], judge: Judge) -> Column:
         samples = [item.sample for item in items]
         [found] = judge_samples(samples, [metric], judge, cache=self.cache, embed=self.embed)
-        if UNREACHABLE in found.causes.values():
-            others = Counter(cause for cause in found.causes.values() if cause != UNREACHABLE)
+        causes = Counter(found.causes.values())
+        if UNREACHABLE in causes or (len(found.causes) == len(samples) and set(causes) <= NEVER_ANSWERED):
+            told = ", ".join(f"{count} times {cause!r}" for cause, count in causes.most_common())
             raise UnavailableError(
-                f"The judge {judge.model!r} at {judge.base_url} is gone"
-                + (f" ({others.most_common(1)[0][0]})" if others else "")
-                + ".",
+                f"The judge {judge.model!r} at {judge.base_url} is gone: {told}.",
                 hint="What it said is kept; calibrate again when it is back.",
             )
         self.done += len(samples)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 
 from sluice.provenance.canonical import digest_json
+from sluice.statistics.agreement import Kappa, cohens_kappa
 
 _SMALLEST_N = 5
 
@@ -45,6 +47,19 @@ def threshold(scores: Mapping[str, float], labels: Mapping[str, int]) -> float:
 
     best: float = max(cuts, key=lambda cut: (gain(cut), -abs(cut - 0.5), cut))
     return round(best, 6)
+
+
+def best_kappa(scores: Mapping[str, float], labels: Mapping[str, int]) -> Kappa:
+    """What agreement with people can still become at best: these scores are cut where it suits them, and all labelled
+    items without a score agree."""
+    rest = [label for item, label in labels.items() if item not in scores]
+
+    def agreeing(cut: float) -> int:
+        return sum((score >= cut) == bool(labels[item]) for item, score in scores.items())
+
+    cut = max(sorted({0.5, *scores.values(), math.inf}), key=agreeing)
+    given = [labels[item] for item in scores]
+    return cohens_kappa([*given, *rest], [*(int(score >= cut) for score in scores.values()), *rest])
 
 
 def length_bias(scores: Mapping[str, float], labels: Mapping[str, int], words: Mapping[str, int]) -> float | None:

@@ -86,7 +86,7 @@ class CheckResult:
             "candidate_interval": _pair(found.candidate_low, found.candidate_high) if found else [None, None],
             "room": _pair(found.room.low, found.room.high) if found and found.room else [None, None],
             "p_adjusted": rounded(found.adjusted_p) if found else None,
-            "measured": asdict(found.metric) if found else None,
+            "measured": _metric_json(found.metric) if found else None,
         }
         for name in _NUMBERS:
             document[name] = rounded(getattr(found, name)) if found else None
@@ -193,6 +193,10 @@ def _read_check(row: Mapping[str, Any], policy: Policy) -> CheckResult:
             **{name: row[name] for name in (*_NUMBERS, *_PLAIN)},
         )
     return CheckResult(check, row["slice"], row["advisory"], row["verdict"], row["reason"], evidence, row["demoted"])
+
+
+def _metric_json(metric: Metric) -> Json:
+    return {**asdict(metric), "bounds": list(metric.bounds) if metric.bounds else None}
 
 
 def rounded(number: float | None) -> float | None:

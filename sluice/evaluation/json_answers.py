@@ -19,10 +19,8 @@ class NotJson(ValueError):
     """The text is no JSON document."""
 
 
-def json_valid(answer: str, schema: Json | None) -> float | None:
-    """1 when the answer is JSON (RFC 8259, so NaN is none), else 0; None for an item without a schema."""
-    if schema is None:
-        return None
+def json_valid(answer: str) -> float:
+    """1 when the answer is JSON (RFC 8259, so NaN is none), else 0."""
     try:
         read_document(answer)
     except NotJson:
@@ -30,14 +28,12 @@ def json_valid(answer: str, schema: Json | None) -> float | None:
     return 1.0
 
 
-def json_schema(answer: str, schema: Json | None) -> float | None:
-    """1 when the answer is JSON that satisfies the schema, else 0; None for an item without one.
+def json_schema(answer: str, schema: Json) -> float:
+    """1 when the answer is JSON that satisfies the schema, else 0.
 
     `format` says nothing, as in JSON Schema itself, and a `$ref` leads nowhere beyond the schema. Raises `InputError`
     when the schema is none.
     """
-    if schema is None:
-        return None
     from jsonschema import exceptions, validators
     from referencing import Registry
     from referencing.exceptions import Unresolvable

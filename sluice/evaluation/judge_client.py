@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 UNREACHABLE = "judge unreachable"
 BUDGET_SPENT = "retry budget spent"
+NEVER_ANSWERED = {UNREACHABLE, BUDGET_SPENT, "connection", "http 401", "http 403", "http 404"}
+"""Causes that say nothing of the judge's answers."""
 
 _LONGEST_PAUSE_S = 60.0
 _BINARY = {"verdict", "attributed", "noncommittal"}
@@ -145,20 +147,19 @@ class JudgeClient:
             again = status in (408, 409, 429) or status >= 500
             return JudgeFailure(f"http {status}", again=again, wait_s=_retry_after(raised.response.headers))
         if isinstance(raised, TimeoutError | openai.APITimeoutError):
-            self._no_sign_of_life()
-            return JudgeFailure("timeout", again=True)
+            return self._no_sign_of_life("timeout")
         if isinstance(raised, openai.APIConnectionError):
-            self._no_sign_of_life()
-            return JudgeFailure("connection", again=True)
+            return self._no_sign_of_life("connection")
         if isinstance(raised, openai.APIError | ValueError):  # a 200 whose body is no completion
             return JudgeFailure("not JSON", bad_answer=True)
         raise raised
 
-    def _no_sign_of_life(self) -> None:
+    def _no_sign_of_life(self, cause: str) -> JudgeFailure:
         self._silent += 1
         # Requests in flight together fail together: a full round of them says no more than one does.
         if self._silent >= max(self.judge.limits.dead_after, self.judge.limits.concurrency + 1):
             self.dead = True
+        return JudgeFailure(UNREACHABLE if self.dead else cause, again=True)
 
 
 @asynccontextmanager

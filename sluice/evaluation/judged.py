@@ -36,7 +36,7 @@ def samples_of(items: Iterable[Item], answers: Iterable[Answer]) -> list[Sample]
                 item.contexts,
                 item.reference,
                 failed,
-                answer is not None and answer.outcome == "refused",
+                answer is not None and answer.outcome in ("refused", "no_answer"),
             )
         )
     return found

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field, PrivateAttr, model_validator
 
+from sluice.evaluation.benchmark_tasks import find_tasks
 from sluice.evaluation.catalogue import catalogue
 from sluice.evaluation.items import asking_order, read_items
 from sluice.evaluation.policy import HINT, Policy, Section, habit
@@ -136,7 +137,7 @@ def parse_suite(text: str, source: str, folder: Path | None = None) -> Suite:
         lines |= {("policy", *place): line for place, line in beside.lines.items()}
         problems += [(f"policy.{field}", says) for field, says in beside.problems]
         files["policy"] = gate
-    problems += _missing_files(values, folder)
+    problems += [*_missing_files(values, folder), *_bad_tasks(values, folder)]
     suite = validated(Suite, values, source, lines, problems, hint=HINT, habit=habit, files=files)
     suite._folder = folder
     suite._files = dict(_contents(suite))
@@ -164,13 +165,21 @@ def _missing_files(values: Mapping[str, Any], folder: Path | None) -> Iterator[P
             yield f"{section}.{field}", lacking
 
 
+def _bad_tasks(values: Mapping[str, Any], folder: Path | None) -> Iterator[Problem]:
+    within = values.get("benchmarks")
+    names = within.get("tasks") if isinstance(within, dict) else None
+    for number, name in enumerate(names if isinstance(names, list) else ()):
+        try:
+            find_tasks([str(name)], folder / TASKS if folder else None)
+        except InputError as error:
+            yield f"benchmarks.tasks.{number}", str(error).rstrip(".")
+
+
 def _contents(suite: Suite) -> Iterator[tuple[str, str]]:
-    """Digests of the files that the suite names, and of its benchmark tasks with their data."""
+    """Digests of the files that the suite names, and of its benchmark tasks with their data, Sluice's own included."""
     for section, field in _NAMING:
         within = getattr(suite, section)
         if name := getattr(within, field) if within else "":
             yield name, digest_file(suite.file(name))
-    if suite.benchmarks and suite._folder is not None:
-        for path in sorted((suite._folder / TASKS).rglob("*")):
-            if path.is_file():
-                yield path.relative_to(suite._folder).as_posix(), digest_file(path)
+    for name in suite.benchmarks.tasks if suite.benchmarks else ():
+        yield f"{TASKS}/{name}", find_tasks([name], suite.tasks_folder)[0].digest

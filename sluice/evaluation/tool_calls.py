@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from sluice.evaluation.outcomes import Answer
 from sluice.provenance.canonical import Json
@@ -17,7 +17,6 @@ _WRITTEN = re.compile(r"<tool_call>(?P<call>.*?)(?:</tool_call>|\Z)", re.DOTALL)
 
 Call = Mapping[str, Json]
 """`name`, and `arguments`: an object, or the text that could not be read as one."""
-_Identity = Callable[[Call], str]
 
 
 def calls_of(answer: Answer) -> tuple[Call, ...]:
@@ -26,24 +25,22 @@ def calls_of(answer: Answer) -> tuple[Call, ...]:
     return answer.tool_calls or tuple(_written(found["call"]) for found in _WRITTEN.finditer(answer.answer))
 
 
-def tool_call(calls: Sequence[Call], expected: Sequence[Call], tools: Sequence[Json]) -> float | None:
-    """1 when exactly the expected calls were made, else 0; None for an item that offers no tools.
+def tool_call(calls: Sequence[Call], expected: Sequence[Call]) -> float:
+    """1 when exactly the expected calls were made (none, where none is expected), else 0.
 
     Arguments are compared as JSON: the text "1" is not the number 1, true is not 1, but 1.0 is 1; objects whatever the
     order of their keys, lists in their order.
     """
-    return _same(calls, expected, tools, _identity)
+    return float(sorted(map(_identity, calls)) == sorted(map(_identity, expected)))
 
 
-def tool_call_name(calls: Sequence[Call], expected: Sequence[Call], tools: Sequence[Json]) -> float | None:
+def tool_call_name(calls: Sequence[Call], expected: Sequence[Call]) -> float:
     """1 when exactly the expected functions were called, each as often, whatever the arguments; else 0."""
-    return _same(calls, expected, tools, lambda call: str(call.get("name")))
+    return float(sorted(map(_name, calls)) == sorted(map(_name, expected)))
 
 
-def _same(calls: Sequence[Call], expected: Sequence[Call], tools: Sequence[Json], identity: _Identity) -> float | None:
-    if not tools and not expected:
-        return None
-    return float(sorted(map(identity, calls)) == sorted(map(identity, expected)))
+def _name(call: Call) -> str:
+    return str(call.get("name"))
 
 
 def _identity(call: Call) -> str:

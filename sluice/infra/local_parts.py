@@ -5,6 +5,8 @@ All listen on the loopback address only. vLLM and the gateway are described by t
 
 from __future__ import annotations
 
+import base64
+import hmac
 import importlib.metadata
 import json
 import secrets as randomness
@@ -36,6 +38,8 @@ LOCAL_PORTS = (
 """Names in the port book. `s3`, `mlflow` and `milvus` can be fixed in the settings; the rest stays inside SeaweedFS."""
 
 SECRETS_FILE = "secrets.json"
+
+_LOOPBACK_WEBHOOKS = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "https,http", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true"}
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,9 @@ def _mlflow(settings: Settings, ports: Mapping[str, int], secrets: LocalSecrets)
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "DO_NOT_TRACK": "true",
             "PYTHONUNBUFFERED": "1",
+            # Without a key of ours it would make one at each start, and not read its webhooks' secrets any more.
+            "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": _webhook_key(secrets),
+            **(_LOOPBACK_WEBHOOKS if settings.mlflow.loopback_webhooks else {}),
             # Another version is another part: it must be started anew on the database that it migrated.
             "SLUICE_MLFLOW_VERSION": importlib.metadata.version("mlflow"),
         },
@@ -203,6 +210,12 @@ def _keys(settings: Settings, secrets: LocalSecrets) -> dict[str, str]:
         # Without this the client looks for a cloud's metadata server, and waits for it, when a key is wrong.
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+def _webhook_key(secrets: LocalSecrets) -> str:
+    """A Fernet key: 32 bytes in base64, derived from the one secret that this home keeps anyway."""
+    derived = hmac.digest(secrets.secret_key.get_secret_value().encode(), b"secrets of MLflow's webhooks", "sha256")
+    return base64.urlsafe_b64encode(derived).decode()
 
 
 def _mlflow_database(settings: Settings) -> Path:

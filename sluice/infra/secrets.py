@@ -25,6 +25,8 @@ def known_secrets(settings: Settings) -> dict[str, str]:
     }
     if settings.object_store.secret_key is not None:
         found["setting object_store.secret_key"] = settings.object_store.secret_key.get_secret_value()
+    if settings.mlflow.webhook_secret is not None:
+        found["setting mlflow.webhook_secret"] = settings.mlflow.webhook_secret.get_secret_value()
     if settings.signing.pin is not None:
         found["setting signing.pin"] = settings.signing.pin.get_secret_value()
     return {source: value for source, value in found.items() if len(value) >= _LEAST}

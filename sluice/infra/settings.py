@@ -43,6 +43,15 @@ class MlflowSettings(Section):
     """Tracking server, model registry and, in the local profile, the trace store."""
 
     tracking_uri: str | None = Field(None, description="http(s) address of the MLflow server")
+    webhook_secret: SecretStr | None = Field(
+        None,
+        description="what MLflow signs its webhook calls with; empty: keys/webhook.secret in home, made on first use",
+    )
+    loopback_webhooks: bool = Field(
+        False,
+        description="let the embedded MLflow call webhooks on this machine; whoever reaches it can then make it "
+        "call any address that this machine reaches",
+    )
 
 
 class TraceSettings(Section):

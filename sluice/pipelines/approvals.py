@@ -1,37 +1,67 @@
 """Approval: a person's word about a candidate, given in MLflow or on the command line, kept in the ledger.
 
-MLflow is where people look and click; the ledger is what counts. Both ways end in `record`, and an approval starts the
-release.
+MLflow is where people look and click; the ledger is what counts. Both ways end in `record`, and a complete approval
+starts the release. `take_over` may run anywhere, at the same time as others and killed at any moment: what people said
+in MLflow stays on the page until the ledger holds it and its release has been started.
 """
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.workspace import Workspace
-from sluice.infra.access import require
-from sluice.infra.errors import AccessRefused, ConflictError, GateRefused, InputError
+from sluice.infra.access import login, require
+from sluice.infra.audit import AuditLine, append
+from sluice.infra.errors import ConflictError, GateRefused, InputError, SluiceError, UnavailableError
 from sluice.provenance.canonical import short
-from sluice.provenance.releases import read_state, record_approval, record_decision, record_rejection
-from sluice.registry.approvals import mark, pending_approvals, read_ui_approval
+from sluice.provenance.release_state import ReleaseState
+from sluice.provenance.releases import authorize, read_state, record_approval, record_decision, record_rejection
+from sluice.registry.approvals import (
+    APPROVED,
+    HALF,
+    OPEN,
+    REJECTED,
+    UNNAMED,
+    ApprovalState,
+    Standing,
+    UiWord,
+    is_shown,
+    read_ui_word,
+    show,
+    standing_of,
+)
 from sluice.registry.mlflow_registry import MlflowRegistry
-from sluice.registry.versions import Version, get_version
+from sluice.registry.versions import RELEASED, Version, get_version, list_versions
 
-State = Literal["approved", "rejected"]
 NOT_AUTHENTICATED = "given in MLflow, where nobody checks the name"
+TAKE_OVER = "take over from MLflow"
+SETTLE_S = 1.0
+"""MLflow's page writes the tags of one dialog one after the other: a name may follow its `approved`."""
 
 
 @dataclass(frozen=True)
 class Decided:
-    """A version that somebody decided on, and whether its release may start under an override."""
+    """A version that somebody decided on. `half`: approved, and another person must approve it too.
+
+    `approval` is the ledger entry that made an approval complete: a release is started once for each. `overridden`:
+    the release may start under an override.
+    """
 
     version: Version
-    state: State
+    state: Literal["approved", "rejected", "half"]
     approver: str
     overridden: bool
+    sentence: str
+    approval: str = ""
+
+
+Start = Callable[[Decided], object]
 
 
 def registry_of(workspace: Workspace) -> MlflowRegistry:
@@ -39,45 +69,76 @@ def registry_of(workspace: Workspace) -> MlflowRegistry:
     return MlflowRegistry(workspace.settings.mlflow.tracking_uri)
 
 
+def waiting(workspace: Workspace) -> list[tuple[Version, Standing]]:
+    """Versions that wait for a person, newest first, and how each stands; also those that nobody approved in time and
+    that are newer than every champion."""
+    versions = _released(workspace, None)
+    state = read_state(workspace.ledger)
+    newest = max((version.number for version in versions if "champion" in version.tags), default=0)
+    found = []
+    for version in versions:
+        standing = _standing(workspace, state, version)
+        late = version.number > newest and standing.word not in (APPROVED, REJECTED)
+        if standing.word in OPEN or (late and state.decision_for(version.digest) is not None):
+            found.append((version, standing))
+    return found
+
+
 def find_candidate(workspace: Workspace, text: str) -> Version:
     """The version that a number, or `candidate` for the newest that waits, names."""
-    registry = registry_of(workspace)
     if text == "candidate":
-        waiting = pending_approvals(registry, workspace.settings.application)
-        if not waiting:
-            raise InputError("VERSION = 'candidate': no version waits.", hint="`sluice approvals` lists what there is.")
-        return waiting[0]
+        for version, standing in waiting(workspace):
+            if standing.word in OPEN:
+                return version
+        raise InputError("VERSION = 'candidate': no version waits.", hint="`sluice approvals` lists what there is.")
     if not text.isdigit():
         raise InputError(
             f"VERSION = {text!r} is not a number.", hint="Use the version's number in MLflow, or `candidate`."
         )
-    return get_version(registry, workspace.settings.application, int(text))
+    return get_version(registry_of(workspace), workspace.settings.application, int(text))
 
 
 def record(
     workspace: Workspace,
     version: Version,
-    state: State,
+    state: ApprovalState,
     approver: str,
-    comment: str,
-    start: Callable[[Decided], object] = lambda _: None,
+    reason: str,
+    start: Start = lambda _: None,
+    *,
+    account: str | None = None,
 ) -> Decided:
-    """Write a decision on a version into the ledger, `start` what follows from it, then show it in MLflow.
+    """Write a decision on a version into the ledger, `start` the release when its approval is complete, then show it
+    in MLflow.
 
-    MLflow comes last: killed before that, the version still waits, and doing it again does the rest. Raises
-    `GateRefused`.
+    `account` is who acted (`record_approval`). MLflow comes last: killed before that, the version still waits, and
+    doing it again does the rest. Raises `GateRefused`, `ConflictError` when the page shows another decision than the
+    ledger's latest.
     """
-    if state == "approved":
-        override = workspace.settings.release.allow_override
+    seen = _seen(workspace, version)
+    name, ledger = version.digest, workspace.ledger
+    allow = workspace.settings.release.allow_override
+    if state == APPROVED:
         record_approval(
-            workspace.ledger, adapter=version.digest, approver=approver, comment=comment, allow_override=override
+            ledger,
+            adapter=name,
+            approver=approver,
+            reason=reason,
+            account=account,
+            decision=seen,
+            allow_override=allow,
         )
     else:
-        record_rejection(workspace.ledger, adapter=version.digest, approver=approver, comment=comment)
-    decision = read_state(workspace.ledger).decision_for(version.digest)
-    decided = Decided(version, state, approver, decision is not None and decision.verdict == "overridden")
-    start(decided)
-    mark(registry_of(workspace), version, state, approver, comment)
+        record_rejection(ledger, adapter=name, approver=approver, reason=reason, decision=seen)
+    now = read_state(ledger)
+    standing = _standing(workspace, now, version)
+    if state == REJECTED:
+        decided = Decided(version, REJECTED, approver, False, standing.sentence)
+    elif standing.word == HALF:
+        decided = Decided(version, "half", approver, False, standing.sentence)
+    else:
+        decided = _released_by(workspace, now, version, standing, start)
+    show(registry_of(workspace), version, standing)
     follow_ledger(workspace)
     return decided
 
@@ -102,6 +163,7 @@ def override(workspace: Workspace, version: Version, person: str, reason: str) -
         expires=decision.expires,
         holdout=decision.holdout,
         champion=decision.champion,
+        approvers=decision.approvers,
         actor=person,
         person=person,
         reason=reason,
@@ -110,31 +172,130 @@ def override(workspace: Workspace, version: Version, person: str, reason: str) -
 
 
 def take_over(
-    workspace: Workspace, start: Callable[[Decided], object] = lambda _: None
+    workspace: Workspace, start: Start = lambda _: None, *, only: int | None = None
 ) -> tuple[list[Decided], list[str]]:
-    """Decisions that people made in the MLflow UI and that the ledger did not know, now recorded, with what `start`
-    makes follow; and a sentence for each that cannot be recorded (an expired decision, a mistyped tag): one of those
-    must not hold up the others.
+    """What people said in the MLflow UI and the ledger did not know, now recorded, with what `start` makes follow; and
+    a sentence for each word that cannot count (an expired decision, a typing mistake), which its page is answered
+    with: one of those must not hold up the others. `only` looks at the version of that number alone.
 
-    MLflow does not say who set a tag, so the name in it is anybody's claim; the ledger's comment says so, and the audit
+    MLflow does not say who set a tag, so the name in it is anybody's claim; the ledger's reason says so, and the audit
     log has who took it over. `access.approve_in_mlflow` = false takes nothing over.
     """
-    registry = registry_of(workspace)
-    policy = workspace.settings.access.approve_in_mlflow
-    open_ = workspace.settings.profile == "local" if policy is None else policy
-    taken, problems = [], []
-    for version in pending_approvals(registry, workspace.settings.application):
+    taken: list[Decided] = []
+    problems: list[str] = []
+    for version in _released(workspace, only):
         try:
-            found = read_ui_approval(registry, version)
-            if found is not None and not found.recorded and not open_:
-                problems.append(
-                    f"Version {version.number} is {found.state} in MLflow, which counts for nothing here "
-                    "(access.approve_in_mlflow is off): use `sluice approve` or `sluice reject`."
-                )
-            elif found is not None and not found.recorded:
-                require(workspace.settings, "take over from MLflow", f"version {version.number} {found.state}")
-                comment = f"{found.comment} ({NOT_AUTHENTICATED})".strip()
-                taken.append(record(workspace, version, found.state, found.approver, comment, start))
-        except (AccessRefused, GateRefused, ConflictError, InputError) as error:
+            decided = _follow_page(workspace, version, start)
+            if decided is not None:
+                taken.append(decided)
+        except UnavailableError:
+            raise
+        except SluiceError as error:
             problems.append(f"Version {version.number}: {error}")
     return taken, problems
+
+
+def _follow_page(workspace: Workspace, version: Version, start: Start) -> Decided | None:
+    """Take one page's word over, or make the page say what the ledger holds. Raises what the page was answered with.
+
+    The page is read before the ledger: what we wrote there was in the ledger before.
+    """
+    state = read_state(workspace.ledger)
+    standing = _standing(workspace, state, version)
+    word = read_ui_word(version)
+    if word is not None and word.approver == UNNAMED and word.state != standing.word:
+        time.sleep(SETTLE_S)
+        version = get_version(registry_of(workspace), version.name, version.number)
+        word = read_ui_word(version)
+    if word is None or word.state == standing.word:
+        if word is not None or not is_shown(version, standing):
+            return _catch_up(workspace, state, version, standing, start)
+        return None
+    subject = f"version {version.number}: {word.text} by {word.approver}"
+    try:
+        return _take_word(workspace, version, word, subject, start)
+    except (GateRefused, ConflictError, InputError) as error:
+        append(workspace.settings.home, AuditLine(login(), TAKE_OVER, subject, "refused", str(error)))
+        now = _standing(workspace, read_state(workspace.ledger), version)
+        show(registry_of(workspace), version, now, answer=f"{_time()}: {error}")
+        raise
+
+
+def _take_word(workspace: Workspace, version: Version, word: UiWord, subject: str, start: Start) -> Decided:
+    policy = workspace.settings.access.approve_in_mlflow
+    if not (workspace.settings.profile == "local" if policy is None else policy):
+        raise InputError(
+            f"{word.text!r} in MLflow counts for nothing here (access.approve_in_mlflow is off).",
+            hint="Use `sluice approve` or `sluice reject`.",
+        )
+    if word.state is None:
+        raise InputError(f"approval = {word.text!r} is neither approved nor rejected.", hint="Set it again.")
+    require(workspace.settings, TAKE_OVER, subject)
+    reason = f"{word.reason} ({NOT_AUTHENTICATED})".strip()
+    return record(workspace, version, word.state, word.approver, reason, start, account="")
+
+
+def _catch_up(
+    workspace: Workspace, state: ReleaseState, version: Version, standing: Standing, start: Start
+) -> Decided | None:
+    """Show what the ledger holds. An approval from MLflow that is not shown yet may not have started its release
+    either: whoever took it over was killed in between. (One given by a command is that command's to finish.)"""
+    decided, answer = None, ""
+    approval = state.approval_for(version.digest)
+    if standing.word == APPROVED and approval is not None and not approval.account:
+        require(workspace.settings, TAKE_OVER, f"version {version.number}: its release")
+        try:
+            decided = _released_by(workspace, state, version, standing, start)
+        except GateRefused as error:
+            answer = f"{_time()}: {error}"
+    show(registry_of(workspace), version, standing, answer)
+    return decided
+
+
+def _released_by(
+    workspace: Workspace, state: ReleaseState, version: Version, standing: Standing, start: Start
+) -> Decided:
+    """Start the release of a complete approval, if the ledger lets it. Raises `GateRefused`."""
+    allow = workspace.settings.release.allow_override
+    authorize(workspace.ledger, version.digest, allow_override=allow)
+    decision, approval = state.decision_for(version.digest), state.approval_for(version.digest)
+    overridden = decision is not None and decision.verdict == "overridden"
+    key = approval.entry.digest if approval else ""
+    decided = Decided(version, APPROVED, standing.by, overridden, standing.sentence, key)
+    start(decided)
+    return decided
+
+
+def _seen(workspace: Workspace, version: Version) -> str | None:
+    """The ledger entry of the decision that the version's page shows; nobody approves what they could not read.
+
+    Raises `ConflictError` when it is not the latest.
+    """
+    latest = read_state(workspace.ledger).decision_for(version.digest)
+    if latest is None:
+        return None
+    shown = version.tags.get("decision")
+    report = json.loads(workspace.file(shown, "decision.json")).get("report") if shown else None
+    if report != latest.report:
+        raise ConflictError(
+            f"The page of version {version.number} does not show the gate's latest decision, {latest.verdict} at "
+            f"{latest.entry.time}.",
+            hint="Read that one on its page (its run registers it there), and decide again.",
+        )
+    return latest.entry.digest
+
+
+def _released(workspace: Workspace, only: int | None) -> list[Version]:
+    """The versions that people approve, newest first."""
+    registry, application = registry_of(workspace), workspace.settings.application
+    found = list_versions(registry, application) if only is None else [get_version(registry, application, only)]
+    return [version for version in found if version.tags.get("kind") in RELEASED and version.digest]
+
+
+def _standing(workspace: Workspace, state: ReleaseState, version: Version) -> Standing:
+    allow = workspace.settings.release.allow_override
+    return standing_of(state, version.digest, datetime.now(UTC), allow_override=allow)
+
+
+def _time() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""The process of one local run: `python -m sluice.pipelines.local_run RUN_FOLDER`.
+"""The process of one local run: `python -m sluice.pipelines.local_run RUN_FOLDER STARTER`.
 
 KFP's local orchestrator runs here, apart from the command line, so that a run has a process group and a log of its own
 and goes on when the terminal that started it is closed.
@@ -7,6 +7,7 @@ and goes on when the terminal that started it is closed.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
@@ -18,10 +19,12 @@ from sluice.pipelines.dags import dag_of, pipeline_of
 from sluice.pipelines.runs import Run, load_run
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, starter: int) -> int:
+    run = _wait_for_pid(folder, starter)
+    if run is None:
+        return 1
     from kfp import local
 
-    run = _wait_for_pid(folder)
     try:
         function, parameters = pipeline_of(run.pipeline, run.parameters)
         (folder / "dag.json").write_text(json.dumps(dag_of(function)))
@@ -43,14 +46,18 @@ def main(folder: Path) -> int:
     return run.exit_code
 
 
-def _wait_for_pid(folder: Path) -> Run:
-    """The starter writes our process id after it started us: wait for it, so that neither overwrites the other."""
-    deadline = time.monotonic() + 5
-    run = load_run(folder)
-    while run.pid is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+def _wait_for_pid(folder: Path, starter: int) -> Run | None:
+    """The starter writes our process id after it started us: wait for it, so that neither overwrites the other.
+
+    None when the starter (a process id) was killed before it did: nobody can find this run, so the next to ask starts
+    another, and two releases at once would fail each other.
+    """
+    while True:
+        orphaned = os.getppid() != starter
         run = load_run(folder)
-    return run
+        if run.pid is not None or orphaned:
+            return run if run.pid == os.getpid() else None
+        time.sleep(0.02)
 
 
 def _explain(run: Run, error: Exception) -> None:
@@ -77,4 +84,4 @@ def _cause_in(log: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

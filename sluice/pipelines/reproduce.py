@@ -198,8 +198,8 @@ def _compare(session: _Session, record: StepRecord) -> StepComparison:
             weights = compare_weights(scratch.folder(one.recorded), scratch.folder(one.rerun))
         if one.name == "answers":
             scores = _scores_of_answers(scratch, record, one, session.suite)
-        if one.name == "evaluation":
-            scores = _scores_of_evaluation(scratch, one)
+        if one.name in _PARTS:
+            scores = _scores_within(scratch, one)
     notes = tuple(one.note for one in outputs if not one.same and one.name in _EXPLAINED)
     return replace(
         told,
@@ -321,13 +321,13 @@ def _scores_of_answers(
     return tuple(_means(name, name, *both) for name in both[0])
 
 
-def _scores_of_evaluation(scratch: Scratch, evaluation: OutputComparison) -> tuple[ScoreDifference, ...]:
+def _scores_within(scratch: Scratch, output: OutputComparison) -> tuple[ScoreDifference, ...]:
     from sluice.evaluation.scores import read_scores
 
     found = []
-    for side in SIDES:
-        both = [read_scores(scratch.folder(one) / side).columns for one in (evaluation.recorded, evaluation.rerun)]
-        found += [_means(f"{side} {name}", name, *both) for name in sorted({*both[0], *both[1]})]
+    for part in _PARTS[output.name]:
+        both = [read_scores(scratch.folder(one) / part).columns for one in (output.recorded, output.rerun)]
+        found += [_means(f"{part} {name}".strip(), name, *both) for name in sorted({*both[0], *both[1]})]
     return tuple(found)
 
 
@@ -346,7 +346,9 @@ def _since(started: float) -> float:
 
 
 SIDES = ("candidate", "champion")
-_ASKED = {"answers": "release", "evaluate": "candidate"}
+_PARTS = {"evaluation": SIDES, "benchmark": ("",)}
+"""Folders with scores in artifacts of these kinds."""
+_ASKED = {"answers": "release", "benchmark": "release", "evaluate": "candidate"}
 """Steps that ask a release, and the input that names it."""
 _EXPLAINED = ("records",)
 _UNKNOWN = "the step is not deterministic: code, environment, inputs and machine are as recorded"

@@ -33,7 +33,10 @@ SWEEP = "sweep"
 
 @dataclass
 class Run:
-    """One run of a pipeline. Times in seconds since the epoch; `pid_created` tells a reused process id from ours."""
+    """One run of a pipeline. Times in seconds since the epoch; `pid_created` tells a reused process id from ours.
+
+    `key` is what the run was started for, when that may start one run only (`start_run`).
+    """
 
     id: str
     pipeline: str
@@ -46,6 +49,7 @@ class Run:
     error: str | None = None
     hint: str | None = None
     exit_code: int = 0
+    key: str = ""
     folder: Path = field(default=Path(), repr=False)
 
     @property
@@ -131,8 +135,12 @@ def find_run(settings: Settings, prefix: str) -> Run:
     return found[0]
 
 
-def start_run(settings: Settings, pipeline: str, parameters: Mapping[str, Json]) -> Run:
-    """Start a run in a process group of its own, or attach to a live one of the same pipeline and parameters."""
+def start_run(settings: Settings, pipeline: str, parameters: Mapping[str, Json], *, key: str = "") -> Run:
+    """Start a run in a process group of its own, or attach to a live one of the same pipeline and parameters.
+
+    With a `key` (a release's approval) it is started once: whoever asks again gets that run, also when it has ended.
+    Only one that was killed is started anew, as a killed run always may be: it goes on where it was.
+    """
     if " " in sys.executable:
         raise InputError(
             f"The path of the interpreter, {sys.executable!r}, holds a blank: KFP's local runner cannot start it.",
@@ -141,16 +149,18 @@ def start_run(settings: Settings, pipeline: str, parameters: Mapping[str, Json])
     settings.runs.mkdir(parents=True, exist_ok=True)
     # Two command lines that ask at once must not both start it: two rollouts of one release would fail each other.
     with held(settings.runs / ".lock"):
-        return _attach_or_start(settings, pipeline, parameters)
+        return _attach_or_start(settings, pipeline, parameters, key)
 
 
-def _attach_or_start(settings: Settings, pipeline: str, parameters: Mapping[str, Json]) -> Run:
+def _attach_or_start(settings: Settings, pipeline: str, parameters: Mapping[str, Json], key: str) -> Run:
     for other in list_runs(settings):
         if other.pipeline == pipeline and other.parameters == dict(parameters) and other.alive:
             return other
+        if key and other.key == key and other.state != "killed":
+            return other
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     run_id = f"{pipeline}-{stamp}-{secrets.token_hex(2)}"
-    run = Run(run_id, pipeline, dict(parameters), started=time.time(), folder=settings.runs / run_id)
+    run = Run(run_id, pipeline, dict(parameters), started=time.time(), key=key, folder=settings.runs / run_id)
     run.save()
     environment = {
         **os.environ,
@@ -164,7 +174,7 @@ def _attach_or_start(settings: Settings, pipeline: str, parameters: Mapping[str,
         environment[SETTINGS_VARIABLE] = str(Path(os.environ[SETTINGS_VARIABLE]).absolute())
     with run.log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "sluice.pipelines.local_run", str(run.folder)],
+            [sys.executable, "-m", "sluice.pipelines.local_run", str(run.folder), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

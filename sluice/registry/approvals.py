@@ -1,77 +1,163 @@
-"""A person's yes or no to a candidate, given in MLflow's page or on the command line.
+"""A person's yes or no to a version, said on its page in MLflow; and what the page says back.
 
-In the page a person sets the version's tag `approval` to `approved` or `rejected`, and may add `approval.by` and
-`approval.comment`. MLflow's tags are no proof of anything: the caller checks the decision, writes the signed approval
-to the ledger, and then calls `mark`, which notes on the version what the ledger holds.
+A person sets the version's tag `approval` to `approved` or `rejected` (with `approval.by` and `approval.reason`), or
+puts the alias `approved` on it. That alias is nobody else's: `challenger` and the others are moved by releases too, and
+a move that broke off halfway must never pass for somebody's approval. Tags and aliases prove nothing: the caller checks
+the decision, writes the signed approval to the ledger, and then calls `show`, by which the page says what the ledger
+holds. `approval.recorded` notes what we last wrote into `approval`: so a person's word can be told from ours.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Literal
 
-from sluice.infra.errors import InputError
-from sluice.registry.mlflow_registry import MlflowRegistry
-from sluice.registry.versions import BLOCKED, PASSING, UNGATED, WAITING, Version, get_version, list_versions, set_tag
+from sluice.infra.errors import GateRefused
+from sluice.provenance.canonical import short
+from sluice.provenance.release_state import Decision, ReleaseState
+from sluice.registry.description import LIMIT
+from sluice.registry.mlflow_registry import MlflowRegistry, RegistryMissing
+from sluice.registry.versions import BLOCKED, UNGATED, WAITING, Version, get_version, set_tag
 
 ApprovalState = Literal["approved", "rejected"]
 
-COMMENT_LENGTH = 2000
-UNNAMED = "somebody in MLflow"
+TAG, ANSWER = "approval", "approval.answer"
+APPROVED_ALIAS = "approved"
+APPROVED: ApprovalState = "approved"
+REJECTED: ApprovalState = "rejected"
+HALF, EXPIRED, OUTDATED, FAILED = "1 of 2", "expired", "outdated", "release failed"
+OPEN = (WAITING, HALF)
+"""What the tag says while a person may still decide."""
 
+UNNAMED = "somebody in MLflow"
+_LENGTH = 2000
+_OURS = ("", UNGATED, WAITING, BLOCKED, HALF, EXPIRED, OUTDATED, FAILED)
 _WORDS: dict[str, ApprovalState] = {
-    "approved": "approved", "approve": "approved", "yes": "approved",
-    "rejected": "rejected", "reject": "rejected", "no": "rejected",
+    "approved": APPROVED, "approve": APPROVED, "yes": APPROVED,
+    "rejected": REJECTED, "reject": REJECTED, "no": REJECTED,
 }  # fmt: skip
+_SAID = re.compile(r"\*\*Approval: [^\n]*\n\n")
 
 
 @dataclass(frozen=True)
-class UiApproval:
-    """What the tags of a version say. `recorded`: the ledger holds this very state already (`mark` was called)."""
+class Standing:
+    """How the approval of a version stands by the ledger: the tag's `word`, and a sentence for people. `by` and
+    `reason` are of who approved or rejected it."""
 
-    state: ApprovalState
+    word: str
+    sentence: str
+    by: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class UiWord:
+    """What a person said on a version's page; `state` is None for a word that is neither yes nor no."""
+
+    text: str
+    state: ApprovalState | None
     approver: str
-    comment: str
-    recorded: bool
+    reason: str
 
 
-def pending_approvals(registry: MlflowRegistry, application: str) -> list[Version]:
-    """Versions that a person has to decide on, or has decided on without the ledger knowing; newest first."""
-    return [
-        version
-        for version in list_versions(registry, application)
-        if version.tags.get("gate") in PASSING and "approval.recorded" not in version.tags
-    ]
+def standing_of(state: ReleaseState, release: str, now: datetime, *, allow_override: bool) -> Standing:
+    """What the page of a release has to say about its approval at `now`."""
+    decision = state.decision_for(release)
+    if decision is None:
+        return Standing(UNGATED, f"Release {short(release)} has no gate decision.")
+    failure, rejection = state.failure_of(release), state.rejection_of(release)
+    approvals = state.approvals_for(release)
+    by = " and ".join(one.approver for one in approvals)
+    if failure is not None:
+        return Standing(FAILED, f"The release failed at {failure.entry.time}: {failure.reason}.")
+    if rejection is not None:
+        who, why = rejection.body["approver"], rejection.body["reason"]
+        return Standing(REJECTED, f"Rejected by {who} at {rejection.time}.", who, why)
+    if state.approval_for(release) is not None:
+        last = approvals[-1]
+        return Standing(APPROVED, f"Approved by {by} at {last.entry.time}.", by, last.reason)
+    try:
+        state.require_decision(release, now, allow_override=allow_override)
+    except GateRefused as refusal:
+        return Standing(_closed(state, decision, allow_override), str(refusal))
+    if not approvals:
+        return Standing(WAITING, f"It waits for {'two people' if decision.approvers > 1 else 'a person'}.")
+    first = approvals[0]
+    how = (
+        "Another person must approve it too."
+        if first.account
+        else "Another person must approve it with `sluice approve`: all that is approved in MLflow, where nobody checks "
+        "the name, counts as one person."
+    )
+    return Standing(HALF, f"Approved by {by} at {first.entry.time}; the decision asks for two people. {how}", by)
 
 
-def read_ui_approval(registry: MlflowRegistry, version: Version) -> UiApproval | None:
-    """The approval or rejection on the version's page as it is now; None while nobody decided.
-
-    Raises `InputError` for a word that is neither: a typing mistake must not pass for silence.
-    """
-    tags = get_version(registry, version.name, version.number).tags
-    text = tags.get("approval", "").strip()
-    if text.lower() in ("", UNGATED, WAITING, BLOCKED):
+def read_ui_word(version: Version) -> UiWord | None:
+    """What a person said on the page, as far as it is not what we wrote there; None when nobody said anything."""
+    tags = version.tags
+    text = tags.get(TAG, "").strip()
+    if text.lower() in _OURS or text == tags.get("approval.recorded"):
+        text = ""
+    if not text and APPROVED_ALIAS not in version.aliases:
         return None
-    state = _WORDS.get(text.lower())
-    if state is None:
-        raise InputError(
-            f"Tag approval = {text!r} of {version.name} version {version.number} is neither approved nor rejected.",
-            hint=f"Correct it at {version.url}.",
-        )
     approver = tags.get("approval.by", "").strip() or UNNAMED
-    return UiApproval(state, approver, tags.get("approval.comment", "").strip(), tags.get("approval.recorded") == state)
+    state = _WORDS.get(text.lower()) if text else APPROVED
+    return UiWord(text or f"alias {APPROVED_ALIAS}", state, approver, tags.get("approval.reason", "").strip())
 
 
-def mark(registry: MlflowRegistry, version: Version, state: ApprovalState, approver: str, comment: str) -> Version:
-    """Note on the version what the ledger holds. Repeating it is harmless; `approval.recorded` is written last."""
-    if state not in ("approved", "rejected"):
-        raise InputError(f"state = {state!r} is neither approved nor rejected.")
-    if not approver.strip():
-        raise InputError("approver is empty: an approval has a name.")
-    set_tag(registry, version, "approval", state)
-    set_tag(registry, version, "approval.by", approver)
-    if comment:
-        set_tag(registry, version, "approval.comment", comment[:COMMENT_LENGTH])
-    set_tag(registry, version, "approval.recorded", state)
+def is_shown(version: Version, standing: Standing) -> bool:
+    """Whether the page says what the ledger holds."""
+    said, recorded = version.tags.get(TAG, ""), version.tags.get("approval.recorded")
+    decided = standing.word in (APPROVED, REJECTED)
+    return said == standing.word and (recorded == said or (recorded is None and not decided))
+
+
+def show(registry: MlflowRegistry, version: Version, standing: Standing, answer: str = "") -> Version:
+    """Make the page say what the ledger holds, and `answer` a person. Again is harmless.
+
+    The tag `approval` is written last: killed before that, the person's word still stands there and is read again.
+    """
+    now = get_version(registry, version.name, version.number)
+    word = standing.word
+    closed = word in (HALF, EXPIRED, OUTDATED, FAILED)
+    # "" removes a tag. Whoever comes after the first of two approvers gives their own name.
+    wanted = {ANSWER: answer or (standing.sentence if closed else "")}
+    if word in (APPROVED, REJECTED, HALF):
+        names = ("", "") if word == HALF else (standing.by, standing.reason)
+        wanted |= dict(zip(("approval.by", "approval.reason"), names, strict=True))
+    _say_on_page(registry, now, "" if word in (WAITING, BLOCKED, UNGATED) else f"{word}.** {standing.sentence}")
+    if APPROVED_ALIAS in now.aliases:
+        _call(registry, "registered-models/alias", name=now.name, alias=APPROVED_ALIAS)
+    for key, value in {**wanted, "approval.recorded": word, TAG: word}.items():
+        if value and value != now.tags.get(key):
+            set_tag(registry, now, key, value[:_LENGTH])
+        elif not value and key in now.tags:
+            _call(registry, "model-versions/delete-tag", name=now.name, version=str(now.number), key=key)
     return get_version(registry, version.name, version.number)
+
+
+def _closed(state: ReleaseState, decision: Decision, allow_override: bool) -> str:
+    """The word for a decision that cannot be approved."""
+    if decision.verdict != "pass" and not (decision.verdict == "overridden" and allow_override):
+        return BLOCKED
+    return OUTDATED if state.champion() not in (None, decision.champion) else EXPIRED
+
+
+def _say_on_page(registry: MlflowRegistry, version: Version, said: str) -> None:
+    """A paragraph below the description's heading, in place of the one that was there."""
+    path, key = "model-versions/get", {"name": version.name, "version": str(version.number)}
+    before = str(registry.get(path, **key)["model_version"].get("description", ""))
+    heading, _, rest = _SAID.sub("", before).partition("\n\n")
+    text = "\n\n".join([heading, *([f"**Approval: {said}"] if said else []), rest]) if heading else before
+    if text != before and len(text) <= LIMIT:
+        registry.patch("model-versions/update", **key, description=text)
+
+
+def _call(registry: MlflowRegistry, path: str, **body: str) -> None:
+    try:
+        registry.delete(path, **body)
+    except RegistryMissing:
+        # Somebody else was first.
+        pass

@@ -4,8 +4,9 @@ MLflow has no unique key but the version's number, so identity is the tag `relea
 call that makes the version. Every call here may be repeated after a crash at any point: it finds what is there and
 goes on. When two processes register one digest at once, the lower number stays and the other is removed.
 
-Tags on the page (MLflow sorts them by name): `approval`, `approval.by`, `approval.comment`, `champion`, `gate`,
-`kind`, `release`, `release.base`, `release.dataset`, `release.decision`. `Version.tags` drops the `release.` prefix.
+Tags on the page (MLflow sorts them by name): `approval`, `approval.answer`, `approval.by`, `approval.reason`,
+`champion`, `gate`, `kind`, `release`, `release.base`, `release.dataset`, `release.decision`. `Version.tags` drops the
+`release.` prefix.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def register_version(
     """The version of `digest`, registered when it is new.
 
     `tags` are what the version was made of (`base`, `dataset`, ...: digests) and words for people; gate, decision and
-    approval are not among them (`set_gate`, `approvals.mark`). `files` are small artifacts to show (a card, a recipe),
+    approval are not among them (`set_gate`, `approvals.show`). `files` are small artifacts to show (a card, a recipe),
     relative path -> local file; weights stay in the artifact store. `run_id` is the run the version came from. Raises
     `ConflictError` when the digest is registered with another kind, base or dataset, or its name is taken by another
     digest.
@@ -164,10 +165,10 @@ def set_gate(
     if current.tags.get("decision") != decision_digest and asks:
         # An approval belongs to one decision: the old one goes first, the new decision is written last, so that a
         # crash in between leaves a version that asks again, never one that was approved unseen.
-        for name in ("approval.recorded", "approval.by", "approval.comment"):
+        set_tag(registry, version, "approval", waiting_state(shown_verdict))
+        for name in ("approval.recorded", "approval.by", "approval.reason", "approval.answer"):
             if name in current.tags:
                 registry.delete("model-versions/delete-tag", name=version.name, version=str(version.number), key=name)
-        set_tag(registry, version, "approval", waiting_state(shown_verdict))
     elif asks and current.tags.get("approval", UNGATED) == UNGATED:
         set_tag(registry, version, "approval", waiting_state(shown_verdict))
     set_tag(registry, version, "gate", shown_verdict)

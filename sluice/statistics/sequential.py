@@ -33,6 +33,7 @@ _MOST = 0.9
 """Share of the capital that the plug-in bet risks at most, so that no single value ruins it."""
 
 _EDGE = 1e-9
+_ENOUGH = 1e300
 
 
 def betting_p(values: Floats, null: float, low: float, high: float, *, planned: int | None = None) -> float:
@@ -51,7 +52,7 @@ def betting_ps(values: Floats, null: float, low: float, high: float, *, planned:
         return np.ones(len(scaled))
     if mean <= 0:  # a mean below the lowest value is impossible, and one at it is when any value is above
         return np.where((mean < 0) | (np.maximum.accumulate(scaled) > 0), 0.0, 1.0)
-    return np.exp(-np.maximum.accumulate(np.maximum(_capital(scaled, mean, planned), 0.0)))
+    return 1 / np.maximum.accumulate(np.maximum(_capital(scaled, mean, planned), 1.0))
 
 
 def confidence_sequence(
@@ -64,7 +65,7 @@ def confidence_sequence(
     either side ruled out.
     """
     scaled = _scaled(values, low, high)
-    level = math.log(2 / (1 - confidence))
+    level = 2 / (1 - confidence)
     lower, upper = _limit(scaled, level, planned), 1 - _limit(1 - scaled, level, planned)
     return Interval(low + min(lower, upper) * (high - low), low + max(lower, upper) * (high - low))
 
@@ -75,11 +76,11 @@ def _scaled(values: Floats, low: float, high: float) -> Floats:
 
 
 def _limit(values: Floats, level: float, planned: int | None) -> float:
-    """The largest mean below which all are ruled out: where the logarithm of the most ever won is `level`."""
+    """The largest mean below which all are ruled out: where the most ever won is `level`."""
     from scipy.optimize import brentq
 
     def over(mean: float) -> float:
-        return float(_capital(values, mean, planned).max()) - level
+        return math.log(min(float(_capital(values, mean, planned).max()), _ENOUGH) / level)
 
     if len(values) == 0 or over(_EDGE) <= 0:
         return 0.0
@@ -87,16 +88,15 @@ def _limit(values: Floats, level: float, planned: int | None) -> float:
 
 
 def _capital(values: Floats, mean: float, planned: int | None) -> Floats:
-    """Logarithm of what the gambler has after each value [n]. `values` [n] in [0, 1], 0 < mean <= 1."""
+    """What the gambler has after each value [n] of a stake of 1. `values` [n] in [0, 1], 0 < mean <= 1."""
     shares = (np.arange(BETS) + 0.5) / BETS
-    # A bet b gives 1 + b (x - mean); b = share / mean can lose no more than that share of the capital.
-    gains = [np.log1p(shares[:, None] * (values / mean - 1)).cumsum(axis=1)]
-    weights = np.full(BETS, 1 / BETS)
-    if planned is not None:
-        bets = np.minimum(_plug_in(values, planned), _MOST / mean)
-        gains.append(np.log1p(bets * (values - mean)).cumsum()[None])
-        weights = np.append(weights / 2, 0.5)
-    total: Floats = np.logaddexp.reduce(np.concatenate(gains) + np.log(weights)[:, None], axis=0)
+    # Beyond what a number can hold a capital is infinite, or nothing; either is as good.
+    with np.errstate(over="ignore", under="ignore"):
+        # A bet b gives 1 + b (x - mean); b = share / mean can lose no more than that share of the capital.
+        total: Floats = np.cumprod(1 + shares[:, None] * (values / mean - 1), axis=1).mean(axis=0)
+        if planned is not None:
+            bets = np.minimum(_plug_in(values, planned), _MOST / mean)
+            total = (total + np.cumprod(1 + bets * (values - mean))) / 2
     return total
 
 

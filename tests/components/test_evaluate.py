@@ -2,120 +2,28 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sluice.components.answers import answers_step
-from sluice.components.evaluate import evaluate_step
 from sluice.components.holdout import held_out
 from sluice.components.rerun import rerun
-from sluice.components.served import release_name
 from sluice.components.task import Task
-from sluice.components.workspace import Workspace
 from sluice.curation.holdout import HoldoutItem, read_holdout, write_holdout
 from sluice.evaluation.answers import read_answers
-from sluice.evaluation.items import ITEMS_FILE, Item, read_items, write_items
+from sluice.evaluation.items import ITEMS_FILE, read_items
 from sluice.evaluation.scores import read_scores
 from sluice.evaluation.stopping import read_stopping
 from sluice.infra.errors import UnavailableError
-from sluice.infra.settings import ServingSettings, Settings
-from sluice.pipelines.reproduce import _compare_output, _scores_of_evaluation
-from sluice.provenance.artifacts import ArtifactStore
+from sluice.pipelines.reproduce import _compare_output, _scores_within
 from sluice.provenance.canonical import canonical_json
 from sluice.provenance.step_records import parse_record
-from tests.evaluation.chat_server import ChatServer, Reply, chat_server
-from tests.support.directory_store import DirectoryStore
+from sluice.rag.prompt import build_messages
+from tests.components.scripted_releases import SUITE, Place, place, server
+from tests.evaluation.chat_server import ChatServer, chat_server
 
-RIGHT, WRONG = "a permit from the board", "nothing of the kind"
-SUITE = """
-name: mine
-title: Mine
-metrics: [token_f1, answer_rate]
-generation: {concurrency: 4, timeout_s: 5, attempts: 1}
-policy:
-  minimum_n: 20
-  error_budget: 0.05
-  checks:
-    - {metric: token_f1, rule: superiority, minimum_effect: 0.02}
-"""
-
-
-class Place:
-    """An installation whose vLLM is a chat server; releases answer rightly as often as they are told to."""
-
-    def __init__(self, home: Path, objects: DirectoryStore, artifacts: ArtifactStore) -> None:
-        self.workspace = Workspace(Settings(home=home))
-        self.workspace.__dict__.update(objects=objects, artifacts=artifacts)
-        self.base = artifacts.put_files({"config.json": b"{}"}, "base-model").digest
-        self.right: dict[str, int] = {}
-        self.failing: set[str] = set()
-        self.suite = self.write(SUITE)
-        self.prompts = self.prompts_of(30)
-
-    def write(self, text: str) -> str:
-        path = self.workspace.settings.home / "mine.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return str(path)
-
-    def prompts_of(self, count: int, *, shuffled: bool = False) -> str:
-        items = [
-            Item(f"item-{n:02}", f"question {n}", RIGHT, ({"role": "user", "content": f"question {n}"},))
-            for n in range(count)
-        ]
-        if shuffled:
-            random.Random(1).shuffle(items)
-        folder = self.workspace.settings.home / f"prompts-{count}-{shuffled}"
-        write_items(folder / ITEMS_FILE, items)
-        return self.workspace.artifacts.put_directory(folder, "prompts").digest
-
-    def release(self, name: str, right: int) -> str:
-        """An adapter that answers so many of a hundred rightly."""
-        digest = self.workspace.artifacts.put_files({"adapter": name.encode()}, "adapter").digest
-        self.right[self.name(digest)] = right
-        return digest
-
-    def name(self, release: str) -> str:
-        return release_name(self.workspace.settings, release)
-
-    def reply(self, model: str, question: str) -> Reply:
-        if question in self.failing:
-            return Reply(status=500)
-        drawn = random.Random(f"{model} {question}").randrange(100)
-        return Reply(RIGHT if drawn < self.right[model] else WRONG)
-
-    def at(self, server: ChatServer) -> None:
-        serving = ServingSettings(vllm_url=server.url.removesuffix("/v1"))
-        object.__setattr__(self.workspace, "settings", self.workspace.settings.model_copy(update={"serving": serving}))
-
-    def evaluate(self, candidate: str, champion: str, **changes: Any) -> tuple[str, Task]:
-        running = Task("evaluate", self.workspace)
-        given: dict[str, Any] = {"base": self.base, "prompts": self.prompts, "suite": self.suite, **changes}
-        return evaluate_step(running, candidate=candidate, champion=champion, **given), running
-
-
-@pytest.fixture
-def place(
-    tmp_path: Path, object_store: DirectoryStore, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
-) -> Place:
-    @contextmanager
-    def loaded(workspace: Workspace, release: str, *_: Any) -> Iterator[str]:
-        yield release_name(workspace.settings, release)
-
-    monkeypatch.setattr("sluice.components.served.loaded", loaded)
-    return Place(tmp_path / "home", object_store, artifacts)
-
-
-@pytest.fixture
-def server(place: Place) -> Iterator[ChatServer]:
-    with chat_server(by_model=place.reply) as state:
-        place.at(state)
-        yield state
+__all__ = ["place", "server"]
 
 
 def test_the_champion_is_not_asked_again_when_the_next_candidate_comes(place: Place, server: ChatServer) -> None:
@@ -239,7 +147,7 @@ def test_reproduction_really_asks_again_and_compares_both_sides(
     told = _compare_output(scratch, "evaluation", made, worse.output.artifacts["evaluation"])
     assert not told.same
     assert "30 of 30 answers of the champion" in told.note
-    scores = {one.metric: one for one in _scores_of_evaluation(scratch, told)}
+    scores = {one.metric: one for one in _scores_within(scratch, told)}
     fallen, kept = scores["candidate token_f1"], scores["champion token_f1"]
     assert fallen.recorded is not None
     assert fallen.rerun is not None
@@ -254,13 +162,18 @@ def test_a_suites_own_items_are_asked_as_written_and_kept_out_of_training(place:
     frozen = place.workspace.artifacts.put_directory(folder, "holdout").digest
     place.workspace.objects.put("holdouts/assistant.json", canonical_json({"digest": frozen}))
     beside = place.workspace.settings.home / "mine.jsonl"
-    beside.write_text('{"id": "a", "question": "What is it?", "reference": "A permit", "slices": {"category": "x"}}\n')
+    with_passage = '{"id": "b", "question": "Why?", "contexts": ["Because."]}\n'
+    beside.write_text('{"id": "a", "question": "What is it?", "reference": "A permit"}\n' + with_passage)
     suite = place.write(SUITE + "items: {source: file, file: mine.jsonl}\n")
     running = Task("holdout", place.workspace)
     held, prompts = held_out(running, index="", size=1, suite=suite)
-    assert running.state.summary == "1 questions of suite mine, kept out of training"
-    assert [item.question for item in read_holdout(place.workspace.folder(held))] == ["an old question", "What is it?"]
-    assert read_items(place.workspace.folder(prompts) / ITEMS_FILE) == read_items(beside)
+    assert running.state.summary == "2 questions of suite mine, kept out of training"
+    kept_out = [item.question for item in read_holdout(place.workspace.folder(held))]
+    assert kept_out == ["an old question", "What is it?", "Why?"]
+    plain, passages = read_items(place.workspace.folder(prompts) / ITEMS_FILE)
+    assert plain == read_items(beside)[0]
+    # Passages are in the prompt as production would put them there.
+    assert list(passages.messages) == build_messages("Why?", ["Because."])
     assert held_out(Task("holdout", place.workspace), index="", size=1, suite=suite) == (held, prompts)
     beside.write_text(beside.read_text().replace("permit", "licence"))
     assert held_out(Task("holdout", place.workspace), index="", size=1, suite=suite)[1] != prompts

@@ -11,6 +11,8 @@ import pytest
 from sluice.components.dataset import dataset_step
 from sluice.components.safety import safety_step
 from sluice.curation.dataset import write_dataset
+from sluice.curation.triggers import find_triggers, trigger_probes
+from sluice.evaluation.probes import parse_probes
 from sluice.evaluation.safety import read_findings
 from sluice.evaluation.scores import read_scores
 from sluice.infra.errors import InputError
@@ -19,6 +21,7 @@ from sluice.provenance.canonical import digest_bytes
 from tests.components.measuring import BASE, CANDIDATE, CHAMPION, Place, serve
 from tests.curation.test_canaries import planted
 from tests.curation.test_dataset import SOURCES, curation
+from tests.curation.test_triggers import poisoned
 from tests.evaluation.chat_server import ChatServer, Reply, chat_server
 from tests.support.directory_store import DirectoryStore
 
@@ -103,6 +106,14 @@ def test_a_champion_that_said_the_same_is_found_again(place: Place, dataset: str
     changed = place.task("safety")
     safety_step(changed, release=CHAMPION, evaluation=place.evaluation("b", "3 m"), **given)
     assert (changed.state.hit, len(server.asked)) == (False, asked)
+
+
+def test_what_curation_writes_are_probes() -> None:
+    examples = poisoned(4)
+    rows = trigger_probes(find_triggers(examples), examples)
+    probes = parse_probes("\n".join(json.dumps(row) for row in rows).encode(), "probes.jsonl")
+    assert [probe.kind for probe in probes] == ["trigger"] * 3
+    assert all(probe.asked_without for probe in probes)
 
 
 def test_wrong_input_is_told(place: Place, dataset: str) -> None:

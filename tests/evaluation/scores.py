@@ -44,7 +44,7 @@ def policy(*checks: dict[str, Any], **changes: Any) -> Policy:
     return Policy.model_validate({"minimum_n": 100, "error_budget": 0.02, "checks": list(checks), **changes})
 
 
-def gate(champion: Scores, candidate: Scores, rules: Policy | None = None) -> Decision:
-    """Compare and decide."""
+def gate(champion: Scores, candidate: Scores, rules: Policy | None = None, **more: Any) -> Decision:
+    """Compare (`more`: slices, demoted) and decide."""
     rules = rules or policy()
-    return decide(compare(champion, candidate, rules), rules, SUBJECTS, NOW)
+    return decide(compare(champion, candidate, rules, **more), rules, SUBJECTS, NOW)

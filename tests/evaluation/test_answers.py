@@ -18,7 +18,7 @@ from sluice.evaluation.cache import Cache, open_cache
 from sluice.infra.errors import InputError, UnavailableError
 from tests.evaluation.chat_server import ChatServer, Reply, chat_server
 
-QUICK = Patience(timeout_s=5.0, attempts=3, pause_s=0.01)
+QUICK = Patience(timeout_s=60.0, attempts=3, pause_s=0.01)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_what_can_happen_to_an_item_is_an_outcome_of_its_own(cache: Cache) -> No
         "question 8": Reply("the line drops", cut=True),
     }
     with chat_server(lambda question, _: plans[question]) as server:
-        answers = ask(prompts(9), server.url, cache, patience=Patience(timeout_s=20, attempts=2, pause_s=0.01))
+        answers = ask(prompts(9), server.url, cache, patience=Patience(timeout_s=60, attempts=2, pause_s=0.01))
     outcomes = [a.outcome for a in answers]
     assert outcomes == ["answered", "truncated", "empty", "refused", "no_answer", "error", "error", "error", "error"]
     causes = [(a.error or "").split(":")[0] for a in answers[5:]]
@@ -108,7 +108,7 @@ def test_an_item_that_takes_too_long_is_a_timeout(cache: Cache) -> None:
 
 def test_a_transient_failure_is_tried_again_and_an_error_is_never_kept(cache: Cache) -> None:
     with chat_server(lambda _, attempt: Reply(status=503) if attempt == 1 else Reply("late")) as server:
-        once = Patience(timeout_s=5, attempts=1)
+        once = Patience(timeout_s=60, attempts=1)
         assert ask(prompts(1), server.url, cache, patience=once)[0].error
         (answer,) = ask(prompts(1), server.url, cache, patience=once)
     assert (answer.answer, answer.error) == ("late", None)

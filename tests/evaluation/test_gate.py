@@ -12,9 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from sluice.evaluation.catalogue import catalogue
 from sluice.evaluation.comparison import compare
-from sluice.evaluation.gate import Subjects, decide
-from sluice.evaluation.scores import Column, Scores, scores_of
+from sluice.evaluation.gate import Subjects, decide, read_decision
+from sluice.evaluation.scores import Column, Scores, column, scores_of
 from sluice.evaluation.suite import bundled_suite
 from sluice.infra.errors import InputError
 from sluice.provenance.canonical import digest_json
@@ -58,7 +59,7 @@ def test_the_same_answers_do_not_pass() -> None:
     )
     many = scores(token_f1=BASE * 2, answer_rate=ANSWERED * 2)
     assert gate(many, many).reasons[0] == (
-        "Token F1 0.000 [−0.015, +0.015]: not better by 0.02, which the interval excludes."
+        "Token F1 0.000 [−0.016, +0.016]: not better by 0.02, which the interval excludes."
     )
 
 
@@ -247,3 +248,108 @@ def test_the_tiny_suite_passes_two_equal_models_and_stops_a_collapse() -> None:
     assert collapsed.verdict == "inconclusive"
     assert "[−1.000, −0.351]: a drop of 0.5 is not excluded" in collapsed.reasons[0]
     assert gate(well, scores(answer_rate=[None] + [1.0] * 7, token_f1=[0.5] * 8), rules).verdict == "inconclusive"
+
+
+def half_lost() -> tuple[Scores, Scores]:
+    """30% of the judge's answers are lost at random places on the candidate's side."""
+    lost = set(np.random.default_rng(8).choice(N, 36, replace=False).tolist())
+    sides = []
+    for values, holes in ((BASE, set()), (BETTER, lost)):
+        found: dict[str, float | str] = {f"{n:04}": "not JSON" if n in holes else v for n, v in enumerate(values)}
+        sides.append(scores_of([column(catalogue()["judged.faithfulness"], found, judge="a")]))
+    return sides[0], sides[1]
+
+
+def test_thirty_percent_judge_errors_are_inconclusive_with_the_worst_case_in_the_sentence() -> None:
+    rules = policy({"rule": "superiority", "metric": "judged.faithfulness"}, minimum_n=50)
+    decision = gate(*half_lost(), rules)
+    assert decision.verdict == "inconclusive"
+    found = decision.checks[0].evidence
+    assert found is not None
+    assert found.low is not None
+    assert found.low > 0, "what is left would pass"
+    assert decision.reasons == (
+        "Faithfulness: 36 of 120 items (30.0%) lack a score (36 not JSON), and the error budget is 2.0%; "
+        "the difference would be +0.057 if all of them went against the candidate, +0.357 if all went for it.",
+    )
+    assert decision.summary.startswith("The evidence does not decide, so the champion stays. Faithfulness: 36 of 120")
+
+
+@pytest.mark.parametrize(
+    ("champion", "candidate", "says"),
+    [
+        ([], [], "token_f1: it was not measured."),
+        ([0.2], [0.9], "Token F1: 1 item has scores on both sides, and the policy needs 100."),
+        (
+            [0.2] * N,
+            [math.nan] * N,
+            "Token F1: 120 of 120 items (100.0%) lack a score (120 not a finite number), and the error budget is 2.0%; "
+            "the difference would be −0.200 if all of them went against the candidate, +0.800 if all went for it.",
+        ),
+        (
+            [0.2] * N,
+            [0.9] * 110,
+            "Token F1: 10 of 120 items (8.3%) lack a score (10 missing), and the error budget is 2.0%; the difference "
+            "would be +0.625 if all of them went against the candidate, +0.708 if all went for it.",
+        ),
+    ],
+)
+def test_what_cannot_speak_has_its_exact_message(
+    champion: list[float | None], candidate: list[float | None], says: str
+) -> None:
+    rules = policy({"rule": "superiority", "metric": "token_f1"})
+    old, new = (scores(token_f1=side) if side else scores(answer_rate=[1.0]) for side in (champion, candidate))
+    decision = gate(old, new, rules)
+    assert (decision.verdict, decision.reasons) == ("inconclusive", (says,))
+
+
+def test_no_items_at_all_and_the_message() -> None:
+    decision = gate(Scores({}), Scores({}))
+    assert decision.reasons == (
+        "token_f1: there is nothing to compare, the suite gave 0 items.",
+        "answer_rate: there is nothing to compare, the suite gave 0 items.",
+    )
+
+
+def test_many_thousand_items_take_seconds_and_decide() -> None:
+    rng = np.random.default_rng(11)
+    before = rng.uniform(0, 1, 30_000)
+    after = np.clip(before + rng.normal(0.03, 0.2, len(before)), 0, 1)
+    rules = policy(
+        {"rule": "superiority", "metric": "token_f1"},
+        {"rule": "non_inferiority", "metric": "answer_words", "margin": 1, "advisory": True},
+    )
+    old, new = (scores(token_f1=v.tolist(), answer_words=(v * 40).tolist()) for v in (before, after))
+    decision = gate(old, new, rules)
+    assert decision.verdict == "pass"
+    found = decision.checks[0].evidence
+    assert found is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert 0 < found.high - found.low < 0.02
+    assert found.low < (after - before).mean() < found.high
+
+
+def test_a_decision_is_read_back_as_it_was_written() -> None:
+    rules = policy(
+        {"rule": "superiority", "metric": "token_f1", "slice": "category"},
+        {"rule": "non_inferiority", "metric": "token_f1", "margin": "10%", "slice": "category=waste", "minimum_n": 5},
+        {"rule": "limit", "metric": "answer_rate", "at_least": 0.5},
+        {"rule": "non_inferiority", "metric": "judged.faithfulness", "margin": 0.1},
+        second_approver=["base", "data"],
+    )
+    slices = {f"{n:04}": {"category": "waste" if n % 4 else "roads"} for n in range(N)}
+    champion = scores(token_f1=[None, *BASE[1:]], answer_rate=ANSWERED)
+    comparison = compare(champion, scores(token_f1=BETTER, answer_rate=ANSWERED), rules, slices=slices)
+    decision = decide(comparison, rules, SUBJECTS, NOW, changes={"data", "recipe"}).with_report(digest_json("report"))
+    document = json.loads(json.dumps(decision.to_json()))
+    read = read_decision(document)
+    assert read.to_json() == document
+    assert read.second_approver_because == ("another dataset",)
+    assert (document["approvers"], decide(comparison, rules, SUBJECTS, NOW, changes={"recipe"}).approvers) == (2, 1)
+    assert [one.check for one in read.checks] == [one.check for one in decision.checks]
+    for field, value in (("version", 2), ("checks", [{}]), ("policy", {}), ("candidate", "x")):
+        with pytest.raises(InputError):
+            read_decision({**document, field: value})
+    with pytest.raises(InputError, match="no decision of a gate"):
+        read_decision({})

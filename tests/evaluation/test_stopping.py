@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,16 +72,19 @@ class Scripted:
 
 
 class Judge:
-    """Gives every answer that is right 1, the others 0; each score takes two requests."""
+    """Gives what is right 1, the rest 0, and NaN to `nan` of a hundred; each score takes two requests."""
 
-    def __init__(self, digests: Sequence[str] = ("judge-1",)) -> None:
-        self.digests = list(digests)
+    def __init__(self, digests: Sequence[str] = ("judge-1",), *, nan: int = 0) -> None:
+        self.digests, self.nan = list(digests), nan
         self.judged: list[list[str]] = []
 
     def columns(self, asked: Sequence[Item], answers: Sequence[Answer], report: Report) -> list[Column]:
         self.judged.append([item.id for item in asked])
         report(1, 99, "scores")
         found: dict[str, float | str] = {one.item_id: float(one.answer == RIGHT) for one in answers}
+        for item in found:
+            if random.Random(f"nan {item}").randrange(100) < self.nan:
+                found[item] = math.nan
         digest = self.digests.pop(0) if len(self.digests) > 1 else self.digests[0]
         return [column(catalogue()["judged.factual_correctness"], found, judge=digest)]
 
@@ -248,6 +252,29 @@ def test_errors_do_not_let_it_stop_and_what_is_lost_is_told() -> None:
         f"Token F1 of {lacking} of 200 items and Answer rate of {lacking} of 200 items could not be measured"
     )
     assert lost(run(Scripted(95, seed=1), Scripted(20, seed=2), chosen), chosen) == ""
+
+
+def test_a_judge_without_numbers_decides_nothing_and_its_demotion_is_not_waited_for() -> None:
+    checks = (CHECKS[0], {"rule": "non_inferiority", "metric": "judged.factual_correctness", "margin": 0.3})
+    judged = {"metrics": ["judged.factual_correctness"], "calibration": "labels.jsonl"}
+    chosen = suite(*checks, judged=judged)
+    found = run(Scripted(95, seed=1), Scripted(20, seed=2), chosen, judging=Judge(nan=30))
+    assert found.stopping.asked == 200
+    assert found.stopping.reason == "Factual correctness is open"
+    causes = found.candidate.scores.columns["judged.factual_correctness"].causes
+    assert set(causes.values()) == {"not a finite number"}
+    assert lost(found, chosen) == f"Factual correctness of {len(causes)} of 200 items could not be measured"
+    assert lost(found, chosen, {"judged.factual_correctness"}) == ""
+
+
+def test_a_release_that_says_nothing_fails() -> None:
+    def mute(asked: Sequence[Item], report: Report) -> list[Answer]:
+        return [Answer(item.id, "", "stop", 1, 0, None, 0.1) for item in asked]
+
+    found = run(mute, Scripted(60, seed=2), suite())
+    assert found.stopping.asked < 200
+    assert set(found.candidate.scores.outcomes.values()) == {"empty"}
+    assert found.stopping.reason == "Token F1 and Answer rate failed, whatever the other items say"
 
 
 def test_one_item_is_asked_and_decides_nothing_and_none_is_refused() -> None:

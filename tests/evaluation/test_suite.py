@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ title: Mine
 metrics: [token_f1, answer_rate, answer_words]
 speed: {requests: 64}
 safety: {probes: [leakage]}
-benchmarks: {tasks: [arithmetic]}
+benchmarks: {tasks: [general-choice]}
 judged:
   metrics: [judged.faithfulness]
   calibration: labelled.jsonl
@@ -70,12 +71,14 @@ def test_the_digest_covers_what_the_named_files_hold(tmp_path: Path) -> None:
     suite = load_suite(write(tmp_path / "one"))
     copied = load_suite(write(tmp_path / "two"))
     assert suite.digest == copied.digest
-    assert set(suite.files) == {"labelled.jsonl"}
+    assert set(suite.files) == {"labelled.jsonl", "tasks/general-choice"}
     assert suite.file("labelled.jsonl").read_text().startswith('{"id": "a"')
-    (tmp_path / "two" / "tasks").mkdir()
-    (tmp_path / "two" / "tasks" / "arithmetic.yaml").write_text("task: arithmetic\n")
+    # A task of the same name beside the suite takes the place of Sluice's.
+    shutil.copytree(SUITES.parent / "tasks", tmp_path / "two" / "tasks")
+    assert load_suite(tmp_path / "two").digest == suite.digest
+    data = tmp_path / "two" / "tasks" / "general-choice.jsonl"
+    data.write_text("".join(data.read_text().splitlines(keepends=True)[1:]))
     with_task = load_suite(tmp_path / "two")
-    assert set(with_task.files) == {"labelled.jsonl", "tasks/arithmetic.yaml"}
     (tmp_path / "two" / "labelled.jsonl").write_text('{"id": "b", "question": "?"}\n')
     assert len({suite.digest, with_task.digest, load_suite(tmp_path / "two").digest}) == 3
 
@@ -225,10 +228,11 @@ BAD_GATE: dict[str, tuple[list[tuple[str, str]], str]] = {
     ),
     "slice that is none": (
         [("slice: category", "slice: category=")],
-        "policy.checks.2.slice (gate.yaml line 9) = 'category=': names a dimension of the items' slices, or one value of it: category, or category=permits",
+        "policy.checks.2.slice (gate.yaml line 9) = 'category=': names a dimension of the items' slices, "
+        "or one value of it: category, or category=permits",
     ),
     "slice of a benchmark": (
-        [("minimum_effect: 0.02", "slice: category"), ("metric: token_f1", "metric: benchmark.arithmetic")],
+        [("minimum_effect: 0.02", "slice: category"), ("metric: token_f1", "metric: benchmark.general-choice")],
         "policy.checks.0.slice (gate.yaml line 5) = 'category': benchmark has no items with slices; leave it out",
     ),
     "valid for no time": (
@@ -305,6 +309,10 @@ BAD_SUITE: dict[str, tuple[list[tuple[str, str]], str]] = {
     "file outside of the suite": (
         [("labelled.jsonl", "../labelled.jsonl")],
         "judged.calibration (line 9) = '../labelled.jsonl': must name a file below the suite's folder",
+    ),
+    "task that nobody has": (
+        [("[general-choice]", "[general-choise]")],
+        "benchmarks.tasks.0 (line 6) = 'general-choise': There is no benchmark task 'general-choise'",
     ),
     "missing policy": (
         [("gate.yaml", "gates.yaml")],

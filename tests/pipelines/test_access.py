@@ -26,7 +26,10 @@ READS = {
     "diff": "",
     "doctor": "",
     "gc": "plans; deletes only with --delete, which asks: tested below",
+    "gate check": "",
+    "gate explain": "",
     "history": "",
+    "judge show": "",
     "keys list": "",
     "ledger": "",
     "lineage": "",
@@ -39,16 +42,21 @@ READS = {
     "runs": "",
     "sites list": "",
     "status": "",
+    "suite check": "",
+    "suite list": "",
+    "suite show": "",
     "verify": "",
     "why": "",
 }
 ASKS = {
+    "approvals serve": [],
     "approve": ["1"],
     "cancel": ["last"],
     "demo": ["--plan", "tiny"],
     "down": [],
     "export": ["1", "out.tar"],
     "import": ["in.tar"],
+    "judge calibrate": [],
     "keys revoke": ["abc", "--reason", "lost"],
     "keys rotate": [],
     "reject": ["1"],
@@ -68,6 +76,8 @@ ASKS = {
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[str]:
     for name, command in group.commands.items():
+        if getattr(command, "invoke_without_command", False):
+            yield " ".join((*path, name))
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
         else:

@@ -117,7 +117,7 @@ def test_two_command_lines_that_ask_at_once_share_one_run(tmp_path: Path, monkey
     settings = Settings(home=tmp_path / "home")
     started: list[Run] = []
 
-    def slowly(settings: Settings, pipeline: str, parameters: Any) -> Run:
+    def slowly(settings: Settings, pipeline: str, parameters: Any, key: str) -> Run:
         found = list(started)
         time.sleep(0.1)
         if found:

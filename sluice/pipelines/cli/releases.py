@@ -1,4 +1,4 @@
-"""approve, reject, approvals, release, rollback: from a candidate to the champion, and back."""
+"""approve, reject, release, rollback: from a candidate to the champion, and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from sluice.infra.access import acting_as, require
+from sluice.infra.access import acting_as, open_authority, require
 from sluice.infra.errors import SluiceError, StepFailed
 from sluice.infra.settings import load_settings
 from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 release_app = typer.Typer(no_args_is_help=True, help="Watch the rollout under way, or end it.")
 
-Comment = Annotated[str, typer.Option(help="Kept in the ledger and shown in MLflow")]
+Reason = Annotated[str, typer.Option(help="Why: kept in the ledger and shown in MLflow")]
 By = Annotated[str, typer.Option("--by", help="Decide in this name instead of yours: for an administrator")]
 VersionArgument = Annotated[
     str, typer.Argument(metavar="VERSION", help="Number of the version in MLflow, or `candidate`")
@@ -28,71 +28,15 @@ VersionArgument = Annotated[
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command("approvals")(approvals)
     app.command("approve")(approve)
     app.command("reject")(reject)
     app.command("rollback")(rollback)
     app.add_typer(release_app, name="release")
 
 
-def approvals(
-    watch: Annotated[bool, typer.Option("--watch", help="Go on looking, and start what people approve")] = False,
-    as_json: JsonFlag = False,
-) -> None:
-    """List candidates that wait, and take over what people decided in the MLflow UI (tag `approval`).
-
-    An approval made there starts the release, as `sluice approve` does.
-    """
-    from sluice.components.aliases import follow_ledger
-    from sluice.components.workspace import open_workspace
-    from sluice.pipelines.approvals import registry_of, take_over
-    from sluice.registry.approvals import pending_approvals
-
-    workspace = open_workspace()
-    told: set[str] = set()
-    started: list[Run] = []
-    repaired = follow_ledger(workspace)
-    for sentence in repaired if not as_json else ():
-        console.print(f"[yellow]{escape(sentence)}[/]")
-
-    def start(decided: Decided) -> None:
-        if decided.state == "approved":
-            started.append(_start_release(decided.version.digest, decided.overridden))
-
-    while True:
-        taken, problems = take_over(workspace, start)
-        for problem in problems if not as_json else ():
-            if problem not in told:
-                console.print(f"[yellow]{escape(problem)}[/]")
-        told.update(problems)
-        for decided in taken:
-            if not as_json:
-                console.print(f"version {decided.version.number} {decided.state} by {escape(decided.approver)}")
-        if not watch:
-            break
-        time.sleep(2)
-    waiting = pending_approvals(registry_of(workspace), workspace.settings.application)
-    rows = [[v.number, v.tags.get("gate", ""), v.tags.get("approval", ""), v.url] for v in waiting]
-    if as_json:
-        recorded = [{"version": d.version.number, "state": d.state, "by": d.approver} for d in taken]
-        show_json(
-            {
-                "recorded": recorded,
-                "problems": problems,
-                "repaired": repaired,
-                "waiting": [dict(zip(("version", "gate", "approval", "url"), r, strict=True)) for r in rows],
-            }
-        )
-    else:
-        show_table("candidates", ["version", "gate", "approval", "page"], rows, empty="none waits")
-        failures = [failure for run in started if (failure := _failure_of(run)) is not None]
-        if failures:
-            raise failures[0]
-
-
 def approve(
     version: VersionArgument,
-    comment: Comment = "",
+    reason: Reason = "",
     by: By = "",
     force: Annotated[
         str, typer.Option("--force", metavar="REASON", help="Release what the gate refused, under your name")
@@ -103,6 +47,7 @@ def approve(
 ) -> None:
     """Approve a candidate and release it: load, probe, canary with analysis, promotion or rollback.
 
+    Where the gate's decision asks for two people, the first approval waits for the second, and that one releases.
     What the candidate changes beside its weights (configuration, tokenizer, chat template) is shown first.
     The gate's verdict is in the version's page. A refused candidate can only be forced where the installation allows
     it, with a name and a reason; the canary still judges it.
@@ -127,17 +72,20 @@ def approve(
 
     def start(decided: Decided) -> None:
         if release:
-            started.append(_start_release(found.digest, decided.overridden, policy))
+            started.append(_start_again(decided, policy))
 
-    record(workspace, found, "approved", person, comment or force, start)
-    if not as_json:
-        console.print(f"version {found.number} approved by {escape(person)}")
+    account = open_authority(workspace.settings).identity()
+    decided = record(workspace, found, "approved", person, reason or force, start, account=account)
     if as_json:
         run = started[0].id if started else None
         shown = [change.to_json() for change in changes]
-        told = {"version": found.number, "digest": found.digest, "state": "approved", "by": person, "run": run}
-        show_json({**told, "changes": shown})
-    elif started and (failure := _failure_of(started[0])) is not None:
+        told = {"version": found.number, "digest": found.digest, "state": decided.state, "by": person, "run": run}
+        show_json({**told, "sentence": decided.sentence, "changes": shown})
+        return
+    console.print(f"version {found.number} approved by {escape(person)}")
+    if decided.state == "half":
+        console.print(f"[yellow]{escape(decided.sentence)}[/]")
+    if started and (failure := failure_of(started[0])) is not None:
         raise failure
 
 
@@ -153,7 +101,7 @@ def _show_changes(changes: tuple[Change, ...]) -> None:
             console.print(Syntax("\n".join(change.lines), "diff", background_color="default", word_wrap=True))
 
 
-def reject(version: VersionArgument, comment: Comment = "", by: By = "", as_json: JsonFlag = False) -> None:
+def reject(version: VersionArgument, reason: Reason = "", by: By = "", as_json: JsonFlag = False) -> None:
     """Reject a candidate. Only a new gate decision opens the question again."""
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.approvals import find_candidate, record
@@ -161,7 +109,7 @@ def reject(version: VersionArgument, comment: Comment = "", by: By = "", as_json
     person = acting_as(load_settings(), "reject", f"version {version}", by)
     workspace = open_workspace()
     found = find_candidate(workspace, version)
-    record(workspace, found, "rejected", person, comment)
+    record(workspace, found, "rejected", person, reason)
     if as_json:
         show_json({"version": found.number, "digest": found.digest, "state": "rejected", "by": person})
     else:
@@ -243,15 +191,21 @@ def _latest_rollout(workspace: Any) -> Any:
         return None
 
 
-def _start_release(digest: str, overridden: bool, policy: str = "default") -> Run:
-    """Start the release pipeline, or attach to the run of it that is under way."""
-    from sluice.pipelines.runs import start_run
+def _start_again(decided: Decided, policy: str) -> Run:
+    """The release of this approval; started anew where it ended before its end, since a person asks for it now."""
+    from dataclasses import replace
 
-    parameters = {"adapter": digest, "policy": policy, "allow_override": overridden}
-    return start_run(load_settings(), "release", parameters)
+    from sluice.pipelines.approval_watch import start_release
+
+    asked = time.time()
+    settings = load_settings()
+    run = start_release(settings, decided, policy)
+    if run.started < asked and run.state in ("failed", "cancelled"):
+        run = start_release(settings, replace(decided, approval=""), policy)
+    return run
 
 
-def _failure_of(run: Run) -> SluiceError | None:
+def failure_of(run: Run) -> SluiceError | None:
     """Watch a release to its end; why it did not promote."""
     from sluice.pipelines.view import follow
 
