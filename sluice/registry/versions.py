@@ -4,8 +4,9 @@ MLflow has no unique key but the version's number, so identity is the tag `relea
 call that makes the version. Every call here may be repeated after a crash at any point: it finds what is there and
 goes on. When two processes register one digest at once, the lower number stays and the other is removed.
 
-Tags on the page (MLflow sorts them by name): `approval`, `approval.answer`, `approval.by`, `approval.reason`, `champion`,
-`gate`, `kind`, `release`, `release.base`, `release.dataset`, `release.decision`. `Version.tags` drops the `release.` prefix.
+Tags on the page (MLflow sorts them by name): `approval`, `approval.answer`, `approval.by`, `approval.reason`,
+`champion`, `gate`, `kind`, `release`, `release.base`, `release.dataset`, `release.decision`. `Version.tags` drops the
+`release.` prefix.
 """
 
 from __future__ import annotations

@@ -25,12 +25,14 @@ BASE, A = digest_bytes(b"base"), digest_bytes(b"a")
 class ApprovalSite:
     """`home` holds everything; `mlflow` is what `registry_of` has to give. `started` are the releases asked for."""
 
-    def __init__(self, home: Path, signer: Signer, mlflow: FakeVersions, **access: Any) -> None:
+    def __init__(
+        self, home: Path, signer: Signer, mlflow: FakeVersions, *, uri: str = "http://mlflow.test", **access: Any
+    ) -> None:
         self.home, self.mlflow = home, mlflow
         self.objects = DirectoryStore(home / "objects")
         settings = Settings(
             home=home,
-            mlflow=MlflowSettings(tracking_uri="http://mlflow.test"),
+            mlflow=MlflowSettings(tracking_uri=uri),
             access=AccessSettings(**access),
             release=ReleasePolicy(allow_override=False),
         )

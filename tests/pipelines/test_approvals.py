@@ -4,6 +4,7 @@ cannot count is answered on the page; and a release starts once, whoever looks a
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def test_a_name_that_the_page_writes_after_its_approved_is_read_too(
     site.champion()
     site.candidate()
     site.mlflow.say(approval="approved")
-    monkeypatch.setattr(approvals.time, "sleep", lambda _: site.mlflow.say(by="Anna"))
+    monkeypatch.setattr(time, "sleep", lambda _: site.mlflow.say(by="Anna"))
     (decided,), _ = take_over(site.workspace)
     assert decided.approver == "Anna"
 
