@@ -1,85 +1,143 @@
-"""Answers of a release to the held-out questions, through the server that would serve them."""
+"""Candidate and champion on the same items, each through the server that would serve it, judged side by side."""
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
+from collections.abc import Mapping
 from pathlib import Path
 
 from kfp import dsl
 
 from sluice.components.task import Task, component
-from sluice.provenance.steps import StepOutput
+from sluice.provenance.canonical import Json
+from sluice.provenance.steps import StepOutput, StepRecord
 
 
 @component
 def evaluate(
-    release: str, base: str, prompts: dsl.Input[dsl.Dataset], suite: str, answers: dsl.Output[dsl.Dataset]
+    candidate: str,
+    champion: str,
+    base: str,
+    calibration: str,
+    suite: str,
+    prompts: dsl.Input[dsl.Dataset],
+    evaluation: dsl.Output[dsl.Dataset],
 ) -> None:
-    """Ask the release every held-out question; an interrupted run asks only what is missing."""
+    """Ask both releases; an interrupted run asks only what is missing, a sequential suite stops when it is certain."""
     from sluice.components.evaluate import evaluate_step
     from sluice.components.task import digest_of, publish, task
 
     with task("evaluate") as running:
-        digest = evaluate_step(running, release=release, base=base, prompts=digest_of(prompts), suite=suite)
-        publish(answers, digest, kind="answers", release=release)
+        digest = evaluate_step(
+            running,
+            candidate=candidate,
+            champion=champion,
+            base=base,
+            prompts=digest_of(prompts),
+            suite=suite,
+            calibration=calibration,
+        )
+        publish(evaluation, digest, kind="evaluation", candidate=candidate, champion=champion)
 
 
-def evaluate_step(running: Task, *, release: str, base: str, prompts: str, suite: str) -> str:
-    """Digest of the answers of a release (its adapter loaded under its immutable name, without any route weight)."""
+def evaluate_step(
+    running: Task,
+    *,
+    candidate: str,
+    champion: str,
+    base: str,
+    prompts: str,
+    suite: str,
+    calibration: str = "",
+    again: int = 0,
+) -> str:
+    """Digest of the evaluation: answers and scores of both releases, and the account of how much was measured.
+
+    One that lost more answers or scores than the policy allows is inconclusive, and it is made anew when it is asked
+    for again: what was lost is asked again, the rest is known. `again` counts how often that happened before.
+    """
+    from sluice.components.judge import demoted_metrics
     from sluice.evaluation.suite import find_suite
 
     chosen = find_suite(suite)
-    settings = running.workspace.settings
+    demoted = demoted_metrics(running.workspace, chosen, calibration)
 
     def work(folder: Path) -> StepOutput:
-        from sluice.components.served import loaded, vllm_url
-        from sluice.evaluation.answers import Prompt, generate_answers, write_answers
+        from sluice.components.answers import asking, counted
+        from sluice.components.judge import suite_judge
+        from sluice.evaluation.answers import write_answers
+        from sluice.evaluation.cache import open_cache
+        from sluice.evaluation.head_to_head import head_to_head, lost
         from sluice.evaluation.items import ITEMS_FILE, read_items
-        from sluice.serving.vllm import VllmClient
+        from sluice.evaluation.scores import write_scores
+        from sluice.evaluation.stopping import write_stopping
 
         workspace = running.workspace
-        rows = {item.id: item for item in read_items(workspace.folder(prompts) / ITEMS_FILE)}
-        items = [Prompt(item, rows[item].messages) for item in chosen.select(rows)]
-        client = VllmClient(vllm_url(settings))
-        with loaded(workspace, release, base, client) as name:
-            found = generate_answers(
+        items = read_items(workspace.folder(prompts) / ITEMS_FILE)
+        with (
+            open_cache(workspace.evaluation_cache) as cache,
+            asking(workspace, candidate, base, chosen, cache) as ask_candidate,
+            asking(workspace, champion, base, chosen, cache) as ask_champion,
+        ):
+            found = head_to_head(
                 items,
-                base_url=f"{vllm_url(settings)}/v1",
-                model=name,
-                work_dir=folder,
-                sampling=chosen.generation.sampling,
-                concurrency=chosen.generation.concurrency,
-                patience=chosen.generation.patience,
+                chosen,
+                candidate=ask_candidate,
+                champion=ask_champion,
+                judging=suite_judge(workspace, chosen, cache),
+                demoted=demoted,
                 report=running.report,
             )
         out = folder / "artifact"
-        out.mkdir(exist_ok=True)
-        write_answers(out / "answers.jsonl", found)
-        manifest = workspace.artifacts.put_directory(out, "answers", {"release": release, "prompts": prompts})
-        outcomes: dict[str, int] = {}
-        for answer in found:
-            outcomes[answer.outcome] = outcomes.get(answer.outcome, 0) + 1
-        return StepOutput({"answers": manifest.digest}, {"answers": len(found), "outcomes": outcomes})
+        for name, side in (("candidate", found.candidate), ("champion", found.champion)):
+            write_scores(out / name, side.scores)
+            write_answers(out / name / "answers.jsonl", side.answers)
+        write_stopping(out, found.stopping)
+        about = {"candidate": candidate, "champion": champion, "prompts": prompts, "suite": chosen.digest}
+        manifest = workspace.artifacts.put_directory(out, "evaluation", about)
+        values: dict[str, Json] = {
+            "asked": found.stopping.sentence,
+            "candidate": counted(found.candidate.answers),
+            "champion": counted(found.champion.answers),
+            "lost": lost(found, chosen, demoted),
+        }
+        return StepOutput({"evaluation": manifest.digest}, values)
 
-    record = running.step(
-        "evaluate",
-        rooms=(
-            "evaluation.answers",
-            "evaluation.outcomes",
-            "evaluation.items",
-            "serving.adapters",
-            "serving.vllm",
-            "serving.vllm_worker",
-            "components.evaluate",
-        ),
-        locks=("main", "serve"),
-        parameters={
-            "generation": chosen.generation.model_dump(mode="json"),
-            "items": chosen.items.model_dump(mode="json"),
-            "dtype": settings.serving.dtype,
-            "max_model_len": settings.serving.max_model_len,
-        },
-        inputs={"release": release, "base": base, "prompts": prompts},
-        function=work,
-    )
-    values = record.output.values
-    running.say(f"{values['answers']} answers: " + ", ".join(f"{n} {kind}" for kind, n in values["outcomes"].items()))
-    return record.output.artifacts["answers"]
+    def measured(number: int) -> StepRecord:
+        return running.step("evaluate", **arguments(number), function=work)
+
+    def arguments(number: int) -> dict[str, Json]:
+        from sluice.components.answers import SERVING, served_as
+        from sluice.components.judge import judge_of
+
+        own = ("components.answers", "components.calibrate", "components.evaluate", "components.judge")
+        return {
+            "rooms": ("evaluation", "statistics", "rag.embed", *SERVING, *own),
+            "locks": ("main", "serve"),
+            "parameters": {
+                "suite": chosen.digest,
+                "judge": judge_of(running.workspace, chosen.judged).digest if chosen.judged else None,
+                **served_as(running.workspace),
+                **({"again": number} if number else {}),
+            },
+            "inputs": {
+                "candidate": candidate,
+                "champion": champion,
+                "base": base,
+                "prompts": prompts,
+                **({"calibration": calibration} if calibration else {}),
+            },
+        }
+
+    record = measured(again)
+    while record.output.values["lost"] and running.state.steps[-1]["hit"]:
+        again += 1
+        record = measured(again)
+    running.say(summary(record.output.values))
+    return record.output.artifacts["evaluation"]
+
+
+def summary(values: Mapping[str, Json]) -> str:
+    """One line: `all 110 items asked; candidate 108 answered, 2 no answer; champion 110 answered`."""
+    from sluice.components.answers import told
+
+    sides = [f"{name} {told(values[name])}" for name in ("candidate", "champion")]
+    return "; ".join([values["asked"], *sides, *([values["lost"]] if values["lost"] else [])])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kfp import dsl
 
+from sluice.components.evidence import Measurements
 from sluice.components.task import Task, component
 from sluice.provenance.canonical import Json, canonical_json
 from sluice.provenance.steps import StepOutput, StepRecord
@@ -17,16 +18,22 @@ def gate(
     champion: str,
     index: str,
     suite: str,
+    calibration: str,
     items: dsl.Input[dsl.Dataset],
     prompts: dsl.Input[dsl.Dataset],
     dataset: dsl.Input[dsl.Dataset],
     training: dsl.Input[dsl.Artifact],
-    candidate_answers: dsl.Input[dsl.Dataset],
-    champion_answers: dsl.Input[dsl.Dataset],
+    evaluation: dsl.Input[dsl.Dataset],
+    benchmark_candidate: dsl.Input[dsl.Dataset],
+    benchmark_champion: dsl.Input[dsl.Dataset],
+    safety_candidate: dsl.Input[dsl.Dataset],
+    safety_champion: dsl.Input[dsl.Dataset],
+    speed: dsl.Input[dsl.Dataset],
     report: dsl.Output[dsl.HTML],
     decision: dsl.Output[dsl.Artifact],
 ) -> str:
     """Decide, write the report people read, record the decision in the ledger. Returns the verdict, one word."""
+    from sluice.components.evidence import Measurements
     from sluice.components.gate import gate_step
     from sluice.components.task import digest_of, publish, task
 
@@ -41,8 +48,15 @@ def gate(
             prompts=digest_of(prompts),
             dataset=digest_of(dataset),
             training=digest_of(training),
-            candidate_answers=digest_of(candidate_answers),
-            champion_answers=digest_of(champion_answers),
+            measured=Measurements(
+                evaluation=digest_of(evaluation),
+                calibration=calibration,
+                benchmark_candidate=digest_of(benchmark_candidate),
+                benchmark_champion=digest_of(benchmark_champion),
+                safety_candidate=digest_of(safety_candidate),
+                safety_champion=digest_of(safety_champion),
+                speed=digest_of(speed),
+            ),
         )
         publish(report, record.output.artifacts["report"], kind="report")
         publish(decision, record.output.artifacts["decision"], kind="decision")
@@ -60,8 +74,7 @@ def gate_step(
     prompts: str,
     dataset: str,
     training: str,
-    candidate_answers: str,
-    champion_answers: str,
+    measured: Measurements,
 ) -> StepRecord:
     """The gate's record: artifacts `report` and `decision`, values `verdict`, `summary`, `checks`."""
     from sluice.evaluation.suite import find_suite
@@ -69,30 +82,32 @@ def gate_step(
     chosen = find_suite(suite)
     settings = running.workspace.settings
 
+    from sluice.components.judge import demoted_metrics
+    from sluice.components.origins import compare_origins
+
+    # What the ledger and the settings say today is part of the key: the same inputs give the same decision.
+    origins = compare_origins(running.workspace, candidate, champion, chosen)
+    demoted = demoted_metrics(running.workspace, chosen, measured.calibration)
+
     def work(folder: Path) -> StepOutput:
-        from sluice.components.gate_report import report_context
-        from sluice.evaluation.answer_metrics import score_answers
-        from sluice.evaluation.answers import read_answers
+        from sluice.components.evidence import scores_of_side
+        from sluice.components.gate_report import report_evidence
         from sluice.evaluation.comparison import compare
         from sluice.evaluation.gate import Subjects, decide
         from sluice.evaluation.items import ITEMS_FILE, read_items
-        from sluice.evaluation.report import pick_examples, write_report
+        from sluice.evaluation.report import write_report
 
         workspace = running.workspace
-        held = {item.id: item for item in read_items(workspace.folder(prompts) / ITEMS_FILE)}
-        asked = [held[item] for item in chosen.select(held)]
-        new = read_answers(workspace.folder(candidate_answers) / "answers.jsonl")
-        old = read_answers(workspace.folder(champion_answers) / "answers.jsonl")
-        comparison = compare(
-            score_answers(old, asked, chosen.metrics), score_answers(new, asked, chosen.metrics), chosen.policy
-        )
+        new, old = (scores_of_side(workspace, measured, side) for side in ("candidate", "champion"))
+        slices = {item.id: item.slices for item in read_items(workspace.folder(prompts) / ITEMS_FILE)}
+        comparison = compare(old, new, chosen.policy, slices=slices, demoted=demoted)
         subjects = Subjects(
             candidate=candidate,
             champion=champion,
             holdout=items,
             suite=chosen.digest,
             index=index,
-            evidence={"candidate-answers": candidate_answers, "champion-answers": champion_answers},
+            evidence=measured.by_name(),
         )
         decided = decide(
             comparison,
@@ -100,17 +115,22 @@ def gate_step(
             subjects,
             datetime.now(UTC),
             longest_valid_hours=settings.release.decision_valid_hours,
+            changes=origins.kinds,
         )
-        examples = pick_examples(
-            decided,
-            comparison,
-            questions={item.id: item.question for item in asked},
-            references={item.id: item.reference for item in asked},
-            champion=old,
-            candidate=new,
+        evidence = report_evidence(
+            workspace,
+            chosen,
+            measured,
+            candidate=candidate,
+            champion=champion,
+            candidate_scores=new,
+            champion_scores=old,
+            prompts=prompts,
+            dataset=dataset,
+            training=training,
+            changes=origins.sentences,
         )
-        context = report_context(workspace, chosen.name, candidate, champion, dataset, training)
-        write_report(folder / "report", decided, comparison, examples, context)
+        write_report(folder / "report", decided, comparison, evidence)
         report = workspace.artifacts.put_directory(folder / "report", "report", {"candidate": candidate})
         sealed = decided.with_report(report.digest)
         files = {"decision.json": canonical_json(sealed.to_json())}
@@ -119,6 +139,7 @@ def gate_step(
             "verdict": sealed.verdict,
             "summary": sealed.summary,
             "expires": sealed.expires,
+            "approvers": sealed.approvers,
             "checks": [check.to_json() for check in sealed.checks],
         }
         return StepOutput({"report": report.digest, "decision": decision.digest}, values)
@@ -126,10 +147,12 @@ def gate_step(
     def decided_after(lapsed: str | None) -> StepRecord:
         return running.step(
             "gate",
-            rooms=("evaluation", "components.gate", "components.gate_report"),
+            rooms=("evaluation", "statistics", "components.evidence", "components.gate", "components.gate_report"),
             parameters={
                 "suite": chosen.digest,
                 "valid_hours": settings.release.decision_valid_hours,
+                "changes": list(origins.sentences),
+                "demoted": dict(demoted),
                 **({"lapsed": lapsed} if lapsed else {}),
             },
             inputs={
@@ -140,8 +163,7 @@ def gate_step(
                 "prompts": prompts,
                 "dataset": dataset,
                 "training": training,
-                "candidate_answers": candidate_answers,
-                "champion_answers": champion_answers,
+                **measured.by_name(),
             },
             function=work,
         )
@@ -187,4 +209,5 @@ def record_in_ledger(running: Task, record: StepRecord, *, candidate: str, champ
         holdout=holdout,
         champion=champion,
         actor="gate",
+        approvers=int(record.output.values["approvers"]),
     )

@@ -32,7 +32,7 @@ def show_index(workspace: Workspace, *, index: str, decision: str, result: Json,
             files={},
             run_id=None,
         )
-        if index != live or version.tags.get("gate") != "pass":
+        if index != live or version.tags.get("gate") != "PASS":
             # Of a live index the page keeps the decision that made it live, not a later one against itself.
             set_gate(registry, version, result["verdict"], index_markdown(result), decision)
         return note_repairs(workspace, name, reconcile(registry, name, champion_digest=live, candidate_digest=None))

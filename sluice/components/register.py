@@ -2,12 +2,19 @@
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
 import json
+import re
+from collections import Counter
 from datetime import datetime
+from typing import Any
 
 from kfp import dsl
 
 from sluice.components.task import Task, component
 from sluice.provenance.canonical import short
+
+LONGEST_NAME = 110
+"""Characters of a metric's or slice's name in MLflow's names, which hold 250."""
+_UNNAMEABLE = re.compile(r"[^\w\-.: ]")
 
 
 @component
@@ -91,7 +98,8 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         candidate_digest=adapter,
         champion_digest=decided["champion"],
         verdict=decided["verdict"],
-        metrics=gate_metrics(decided),
+        metrics=gate_metrics(json.loads((page / "report.json").read_text())),
+        tables=[name for name in ("items.json",) if (page / name).is_file()],
         files={path.relative_to(page).as_posix(): path for path in sorted(page.rglob("*")) if path.is_file()},
         holdout=DatasetReference("holdout", decided["holdout"], {"items": decided["items"]}, "evaluation"),
         parameters=decided["policy"],
@@ -116,7 +124,7 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         run_id=trained.run_id,
         report=running.report,
     )
-    picture = "paired.png" if (page / "paired.png").is_file() else None
+    picture = "forest.png" if (page / "forest.png").is_file() else None
     version = set_gate(
         registry,
         version,
@@ -125,6 +133,8 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
         decision,
         gate_run=gated,
         picture=picture,
+        more={"Data card": f"{trained.url}/artifacts/data-card.html", "Training run": trained.url},
+        second_approver=" and ".join(decided["second_approver_because"]),
     )
     running.state.values.update(
         version=version.number,
@@ -140,13 +150,20 @@ def register_step(running: Task, *, adapter: str, training: str, dataset: str, d
     return version.number
 
 
-def gate_metrics(decided: dict[str, object]) -> dict[str, float]:
-    """The decision's figures as MLflow metrics; what was not measured is left out."""
+def gate_metrics(document: dict[str, Any]) -> dict[str, float]:
+    """All figures of a report as MLflow metrics; what was not measured is left out.
+
+    `token_f1/difference`, on a slice `token_f1/category:permits/difference`: MLflow's pages group metrics by what
+    stands before a slash, and its names take letters, digits and `_-.: /` only.
+    """
     found: dict[str, float] = {}
-    checks = decided["checks"]
-    assert isinstance(checks, list)
-    for check in checks:
-        for side in ("champion", "candidate", "difference"):
-            if check[side] is not None:
-                found[f"{check['metric']}.{side}"] = float(check[side])
-    return found
+    for one in document["metrics"]:
+        parts = [one["metric"], *([one["slice"].replace("=", ":", 1)] if one["slice"] else [])]
+        place = "/".join(_UNNAMEABLE.sub("_", part)[:LONGEST_NAME] for part in parts)
+        low, high = one["interval"]
+        figures = {name: one[name] for name in ("champion", "candidate", "difference")}
+        for name, value in {**figures, "low": low, "high": high, "n": one["n"]}.items():
+            if value is not None:
+                found[f"{place}/{name}"] = float(value)
+    verdicts = Counter(check["verdict"] for check in document["decision"]["checks"] if not check["advisory"])
+    return found | {f"checks/{verdict}": float(verdicts[verdict]) for verdict in ("pass", "fail", "inconclusive")}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -45,6 +44,11 @@ class Scratch(Workspace):
     def artifacts(self) -> ArtifactStore:
         # Fetched artifacts lie under their digest: the copies of the original serve as well.
         return ArtifactStore(self.objects, self.settings.home / "artifacts")
+
+    @property
+    def evaluation_cache(self) -> Path:
+        # A fresh one for each step: what the original knows is asked again.
+        return self.place / "evaluation" / f"{hex_of(self.record.key_digest)[:32]}.sqlite"
 
     @cached_property
     def steps(self) -> Rerunner:
@@ -111,6 +115,13 @@ def _spoil(task: Task, record: StepRecord, _: _Arguments) -> None:
     dataset_step(task, curated=record.key.inputs["curated"], shuffle_labels=True)
 
 
+def _plant(task: Task, record: StepRecord, _: _Arguments) -> None:
+    from sluice.components.dataset import dataset_step
+
+    given = record.key.parameters
+    dataset_step(task, curated=record.key.inputs["curated"], shuffle_labels=False, canaries=given["canaries"])
+
+
 def _train(task: Task, record: StepRecord, arguments: _Arguments) -> None:
     import yaml
 
@@ -151,23 +162,59 @@ def _embed(task: Task, record: StepRecord, _: _Arguments) -> None:
 def _evaluate(task: Task, record: StepRecord, arguments: _Arguments) -> None:
     from sluice.components.evaluate import evaluate_step
 
-    inputs = {name: arguments.instead.get(digest, digest) for name, digest in record.key.inputs.items()}
+    inputs = _inputs(record, arguments)
+    evaluate_step(
+        task,
+        candidate=inputs["candidate"],
+        champion=inputs["champion"],
+        base=inputs["base"],
+        prompts=inputs["prompts"],
+        suite=arguments.suite or suite_of(record),
+        calibration=inputs.get("calibration", ""),
+        again=int(record.key.parameters.get("again", 0)),
+    )
+
+
+def _answers(task: Task, record: StepRecord, arguments: _Arguments) -> None:
+    from sluice.components.answers import answers_step
+
+    inputs = _inputs(record, arguments)
     suite = arguments.suite or suite_of(record)
-    evaluate_step(task, release=inputs["release"], base=inputs["base"], prompts=inputs["prompts"], suite=suite)
+    answers_step(task, release=inputs["release"], base=inputs["base"], prompts=inputs["prompts"], suite=suite)
+
+
+def _benchmark(task: Task, record: StepRecord, arguments: _Arguments) -> None:
+    from sluice.components.benchmark import benchmark_step
+
+    inputs = _inputs(record, arguments)
+    benchmark_step(
+        task,
+        release=inputs["release"],
+        base=inputs["base"],
+        suite=arguments.suite or suite_of(record),
+        again=int(record.key.parameters.get("again", 0)),
+    )
+
+
+def _inputs(record: StepRecord, arguments: _Arguments) -> dict[str, str]:
+    return {name: arguments.instead.get(digest, digest) for name, digest in record.key.inputs.items()}
 
 
 def suite_of(record: StepRecord) -> str:
     """The bundled suite that asks as an evaluation did. Raises `InputError` when there is none."""
-    from sluice.evaluation.suite import bundled_suite
+    from sluice.evaluation.suite import bundled_suite, bundled_suites
 
     given = record.key.parameters
-    for entry in sorted((files("sluice.evaluation") / "suites").iterdir(), key=lambda one: one.name):
-        name, dot, kind = entry.name.partition(".")
-        if dot and kind == "yaml":
-            found = bundled_suite(name)
-            asks = (found.generation.model_dump(mode="json"), found.items.model_dump(mode="json"))
-            if asks == (given["generation"], given["items"]):
-                return name
+    for name in bundled_suites():
+        found = bundled_suite(name)
+        asks = {
+            "suite": found.digest,
+            "generation": found.generation.model_dump(mode="json"),
+            "items": found.items.model_dump(mode="json"),
+            "section": found.benchmarks.model_dump(mode="json") if found.benchmarks else None,
+        }
+        if all(asks[part] == given[part] for part in asks if part in given):
+            return name
     raise InputError("No bundled suite asks as this evaluation did.", hint="Name its file with --suite.")
 
 
@@ -175,12 +222,15 @@ _STEPS: Mapping[str, Callable[[Task, StepRecord, _Arguments], None]] = {
     "harvest": _harvest,
     "curate": _curate,
     "shuffle-labels": _spoil,
+    "plant-canaries": _plant,
     "train": _train,
     "holdout": _holdout,
     "snapshot": _snapshot,
     "chunk": _chunk,
     "embed": _embed,
+    "answers": _answers,
     "evaluate": _evaluate,
+    "benchmark": _benchmark,
 }
 RERUNNABLE = tuple(_STEPS)
 

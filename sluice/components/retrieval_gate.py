@@ -52,7 +52,7 @@ def retrieval_gate_step(running: Task, *, index: str, collection: str) -> tuple[
 
     record = running.step(
         "retrieval-gate",
-        rooms=("rag", "components.retrieval_gate"),
+        rooms=("rag", "statistics", "components.retrieval_gate"),
         parameters={},
         inputs={"index": index, **({"current": compared} if compared else {})},
         function=work,

@@ -140,7 +140,7 @@ def open_page(running: Task, plan: "SweepPlan", *, dataset: str, base: str) -> s
 
 def score_step(running: Task, *, release: str, base: str, prompts: str, suite: str) -> str:
     """The mean of the suite's main metric over the selection as text. A trial without any scored item has none."""
-    from sluice.components.evaluate import evaluate_step
+    from sluice.components.answers import answers_step
     from sluice.evaluation.answer_metrics import score_answers
     from sluice.evaluation.answers import read_answers
     from sluice.evaluation.items import ITEMS_FILE, read_items
@@ -151,7 +151,7 @@ def score_step(running: Task, *, release: str, base: str, prompts: str, suite: s
         return STOPPED
     chosen = find_suite(suite)
     metric = chosen.policy.main_metric
-    answers = evaluate_step(running, release=release, base=base, prompts=prompts, suite=suite)
+    answers = answers_step(running, release=release, base=base, prompts=prompts, suite=suite)
     items = {item.id: item for item in read_items(running.workspace.folder(prompts) / ITEMS_FILE)}
     asked = [items[item] for item in chosen.select(items)]
     found = score_answers(read_answers(running.workspace.folder(answers) / "answers.jsonl"), asked, [metric])

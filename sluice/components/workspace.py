@@ -62,6 +62,11 @@ class Workspace:
         """Whose signatures count, as the ledger said when this was first asked for: a task is not changed midway."""
         return trust_of(self.policy, self.ledger, self.artifacts)
 
+    @property
+    def evaluation_cache(self) -> Path:
+        """What models and judges answered once, by digest: not asked again anywhere in this home."""
+        return self.settings.home / "evaluation" / "cache.sqlite"
+
     @cached_property
     def steps(self) -> StepRunner:
         return StepRunner(

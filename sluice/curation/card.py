@@ -156,12 +156,15 @@ def _reasons(card: Mapping[str, Json]) -> str:
 
 def _origin(card: Mapping[str, Json]) -> str:
     harvest = card["harvest"]
+    canaries, triggers = card.get("canaries"), card.get("triggers")
     entries = {
         "Window": f"{_moment(harvest.get('since'))} until {_moment(harvest.get('until'))} (UTC)" if harvest else "",
         "Feedback as of": _moment(harvest.get("as_of")) if harvest else "",
         "Left for later": _left(harvest.get("counts", {})) if harvest else "",
         "Traces and scores": f"{card['traces']:,} trace ids and {card['scores']:,} score ids, in lineage.json",
         "Conversations": f"{card['sessions']:,}; each lies in one split only",
+        "Canaries": f"{canaries:,} made-up examples in the training split" if canaries else "",
+        "Suspected triggers": f"{triggers:,}; the trained model is probed for them" if triggers else "",
         "Licences": ", ".join(card["licences"]) or "none stated",
         "Records": _code(card["inputs"]["records"]),
         "Frozen holdout": _code(card["inputs"]["holdout"]),

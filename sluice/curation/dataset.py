@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sluice.curation.card import render_card
 from sluice.curation.curate import Curation, Example
+from sluice.curation.triggers import PROBES_FILE, find_triggers, trigger_probes
 from sluice.infra.errors import InputError, IntegrityError
 from sluice.provenance.canonical import Json, canonical_json
 
@@ -75,6 +76,11 @@ def write_dataset(
         "scores": sorted(score for example in curation.examples for score in example.score_ids),
     }
     (folder / LINEAGE_FILE).write_bytes(canonical_json(lineage) + b"\n")
+    suspects = find_triggers(train)
+    if suspects:
+        card["triggers"] = len(suspects)
+        probes = trigger_probes(suspects, train)
+        (folder / PROBES_FILE).write_bytes(b"".join(canonical_json(probe) + b"\n" for probe in probes))
     (folder / CARD_FILE).write_bytes(canonical_json(card) + b"\n")
     (folder / CARD_PAGE).write_text(render_card(card))
     return DatasetSummary(len(train), len(validation), curation.by_rule, curation.by_reason, len(curation.negatives))

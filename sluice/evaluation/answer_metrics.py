@@ -9,10 +9,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from sluice.evaluation.items import Item
+from sluice.evaluation.json_answers import json_schema, json_valid
 from sluice.evaluation.outcomes import Answer
 from sluice.evaluation.scores import Column, Metric, Scores, column, scores_of
+from sluice.evaluation.tool_calls import calls_of, tool_call, tool_call_name
 from sluice.infra.errors import InputError
 
 _WORD = re.compile(r"\w+")
@@ -51,43 +54,118 @@ def rouge_l(answer: str, reference: str) -> float:
     row = [0] * (len(right) + 1)
     for word in left:
         diagonal = 0
-        for column, other in enumerate(right, start=1):
-            above = row[column]
-            row[column] = diagonal + 1 if word == other else max(above, row[column - 1])
+        for place, other in enumerate(right, start=1):
+            above = row[place]
+            row[place] = diagonal + 1 if word == other else max(above, row[place - 1])
             diagonal = above
     return 2 * row[-1] / (len(left) + len(right))
 
 
-_DEFINED: tuple[tuple[Metric, Callable[[Answer, Item], float | None]], ...] = (
-    (
+def _everything(item: Item) -> bool:
+    return True
+
+
+def _has_reference(item: Item) -> bool:
+    """An item with a schema or tools may be told right or wrong by those alone."""
+    return bool(item.reference) or not (_has_schema(item) or _has_tools(item))
+
+
+def _has_schema(item: Item) -> bool:
+    return item.json_schema is not None
+
+
+def _has_tools(item: Item) -> bool:
+    return bool(item.tools or item.expected_calls)
+
+
+@dataclass(frozen=True)
+class _Definition:
+    """A metric, its value for an answer, and the items that it applies to."""
+
+    metric: Metric
+    value: Callable[[Answer, Item], float]
+    applies: Callable[[Item], bool] = _everything
+
+
+_SQUAD = "Rajpurkar et al. 2016 (arXiv:1606.05250)"
+_BFCL = "after the Berkeley Function-Calling Leaderboard (Patil et al. 2025)"
+
+_DEFINED = (
+    _Definition(
         Metric(
-            "token_f1", "Token F1", "mean", True, "", 3, "overlap of the answer's words with the reference's (SQuAD F1)",
-            source="Rajpurkar et al. 2016 (arXiv:1606.05250)",
+            "token_f1", "Token F1", "mean", True, "", 3,
+            "overlap of the answer's words with the reference's (SQuAD F1)", source=_SQUAD,
         ),
         lambda answer, item: token_f1(answer.answer, item.reference),
+        _has_reference,
     ),
-    (
+    _Definition(
         Metric(
             "exact_match", "Exact match", "binary", True, "", 3,
-            "share of answers with the reference's words in its order", source="Rajpurkar et al. 2016 (arXiv:1606.05250)",
+            "share of answers with the reference's words in its order", source=_SQUAD,
         ),
         lambda answer, item: exact_match(answer.answer, item.reference),
+        _has_reference,
     ),
-    (
+    _Definition(
         Metric(
             "rouge_l", "ROUGE-L", "mean", True, "", 3, "longest common subsequence of words with the reference",
             source="Lin 2004",
         ),
         lambda answer, item: rouge_l(answer.answer, item.reference),
+        _has_reference,
     ),
-    (
+    _Definition(
+        Metric(
+            "json_valid", "Valid JSON", "binary", True, "", 3,
+            "share of answers that are JSON, of the items with a schema", source="RFC 8259",
+        ),
+        lambda answer, _: json_valid(answer.answer),
+        _has_schema,
+    ),
+    _Definition(
+        Metric(
+            "json_schema", "JSON of the schema", "binary", True, "", 3,
+            "share of answers that satisfy the item's JSON schema", source="JSON Schema 2020-12",
+        ),
+        lambda answer, item: json_schema(answer.answer, item.json_schema),
+        _has_schema,
+    ),
+    _Definition(
+        Metric(
+            "tool_call", "Right tool calls", "binary", True, "", 3,
+            "share of answers with exactly the expected calls and arguments", source=_BFCL,
+        ),
+        lambda answer, item: tool_call(calls_of(answer), item.expected_calls),
+        _has_tools,
+    ),
+    _Definition(
+        Metric(
+            "tool_call_name", "Right tools", "binary", True, "", 3,
+            "share of answers that call the expected tools, whatever the arguments", source=_BFCL,
+        ),
+        lambda answer, item: tool_call_name(calls_of(answer), item.expected_calls),
+        _has_tools,
+    ),
+    _Definition(
         Metric(
             "answer_rate", "Answer rate", "binary", True, "", 3,
-            "share of items with an answer that is not empty, refused or cut off",
+            "share of items with an answer that is not empty, refused, cut off or \"I do not know\"",
         ),
         lambda answer, _: float(answer.outcome == "answered"),
     ),
-    (
+    _Definition(
+        Metric("refusal_rate", "Refusals", "binary", False, "", 3, "share of items that the model declines to answer"),
+        lambda answer, _: float(answer.outcome == "refused"),
+    ),
+    _Definition(
+        Metric(
+            "no_answer_rate", "No answer", "binary", False, "", 3,
+            "share of items where the model says that it does not know, or that its context does not tell",
+        ),
+        lambda answer, _: float(answer.outcome == "no_answer"),
+    ),
+    _Definition(
         Metric(
             "answer_words", "Answer length", "mean", False, "words", 1, "words of the answer; less is better",
             bounds=None,
@@ -96,8 +174,8 @@ _DEFINED: tuple[tuple[Metric, Callable[[Answer, Item], float | None]], ...] = (
     ),
 )  # fmt: skip
 
-ANSWER_METRICS: tuple[Metric, ...] = tuple(metric for metric, _ in _DEFINED)
-_FUNCTIONS = {metric.name: (metric, function) for metric, function in _DEFINED}
+ANSWER_METRICS: tuple[Metric, ...] = tuple(one.metric for one in _DEFINED)
+_BY_NAME = {one.metric.name: one for one in _DEFINED}
 
 
 def score_answers(
@@ -116,26 +194,21 @@ def score_answers(
         if answer.item_id not in known:
             raise InputError(f"Item {answer.item_id!r} has an answer but was not asked.", hint="Are they of one suite?")
         by_item[answer.item_id] = answer
-    chosen = [_FUNCTIONS[name] for name in metrics if name in _FUNCTIONS]
-    columns = [_column(metric, function, by_item, known, sequential) for metric, function in chosen]
+    columns = [_column(_BY_NAME[name], by_item, known, sequential) for name in metrics if name in _BY_NAME]
     outcomes = {item: str(by_item[item].outcome) if item in by_item else "missing" for item in sorted(known)}
     return scores_of(columns, outcomes)
 
 
-def _column(
-    metric: Metric,
-    function: Callable[[Answer, Item], float | None],
-    answers: Mapping[str, Answer],
-    items: Mapping[str, Item],
-    sequential: bool,
-) -> Column:
+def _column(defined: _Definition, answers: Mapping[str, Answer], items: Mapping[str, Item], sequential: bool) -> Column:
     found: dict[str, float | str] = {}
     for name, item in items.items():
+        if not defined.applies(item):
+            continue
         answer = answers.get(name)
         if answer is None:
             found[name] = "missing"
         elif answer.error is not None:
             found[name] = answer.error.split(":", 1)[0]
-        elif (value := function(answer, item)) is not None:
-            found[name] = value
-    return column(metric, found, sequential=sequential)
+        else:
+            found[name] = defined.value(answer, item)
+    return column(defined.metric, found, sequential=sequential)

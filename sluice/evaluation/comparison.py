@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
+from sluice.evaluation.inference import infer
+from sluice.evaluation.pairing import Measured, alone, pair
 from sluice.evaluation.policy import AnyCheck, Policy
 from sluice.evaluation.scores import Column, Metric, Scores
-from sluice.statistics.paired import (
-    Interval,
-    bootstrap_mean,
-    holm,
-    mcnemar_exact,
-    minimum_detectable_effect,
-    needed_n,
-    score_interval,
-    score_p,
-    seed_of,
-)
+from sluice.statistics.paired import RESAMPLES, Floats, Interval, holm
 
 Slices = Mapping[str, Mapping[str, str]]
 """Item id -> dimension (`category`) -> value (`permits`)."""
+
+SLICED = ("answers", "judged", "safety")
+"""Groups of metrics whose items are those of the suite, so that they have slices."""
+MOST_VALUES = 50
+"""A dimension with more values than this (an id, a date) is not shown slice by slice."""
+_QUICK = 999
+"""Resamples for an interval that is only shown in a list of slices."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +30,12 @@ class MetricComparison:
     `metric` has the direction that the policy wants. `slice` is empty or `dimension=value`. `difference`, `low`,
     `high`: mean of candidate minus champion and its interval, in the metric's own unit and direction; `always_valid`
     when that interval holds however often one looked. `worst_low`, `worst_high`: the difference when every missing
-    pair went against, or in favour of, the candidate. `p` is one-sided against the check's null; `adjusted_p` after
-    correction over the gating checks. `missing` counts items without a pair by cause. `pairs`: item, champion's
-    value, candidate's. `candidate_low`, `candidate_high`: interval of the candidate's own mean. None where there is
-    too little to say.
+    pair went against, or in favour of, a higher value (for a limit: the candidate's mean). `room`: interval of what
+    the check needs above 0 (the gain, the gain and the margin, the distance from the limit); `p` is one-sided against
+    0 of it, `adjusted_p` after correction over the gating checks. `obstacle`: why the evidence cannot count, empty when
+    it can. `missing` counts items without a pair by cause. `pairs`: item, champion's value, candidate's.
+    `candidate_low`, `candidate_high`: interval of the candidate's own mean, where a limit is checked; then `n`,
+    `total` and `missing` are of the candidate alone. None where there is too little to say.
     """
 
     metric: Metric
@@ -53,12 +52,14 @@ class MetricComparison:
     worst_high: float | None = None
     candidate_low: float | None = None
     candidate_high: float | None = None
+    room: Interval | None = None
     p: float | None = None
     adjusted_p: float | None = None
     minimum_detectable_effect: float | None = None
     needed_n: int | None = None
     always_valid: bool = False
     judge: str | None = None
+    obstacle: str = ""
     pairs: tuple[tuple[str, float, float], ...] = ()
 
     @property
@@ -91,7 +92,9 @@ class MetricComparison:
 class Comparison:
     """All metrics of one comparison; `total` items; outcomes of both sides counted by kind.
 
-    `demoted`: metrics that may not gate though the policy would let them, with the reason (an uncalibrated judge).
+    `metrics` has each metric over all items, and each slice that a check asks for. `slices` has every metric on every
+    slice there is, for display: these gate nothing and are in no family. `demoted`: metrics that may not gate though
+    the policy would let them, with the reason (an uncalibrated judge).
     """
 
     total: int
@@ -100,9 +103,15 @@ class Comparison:
     champion_outcomes: Mapping[str, int]
     candidate_outcomes: Mapping[str, int]
     demoted: Mapping[str, str] = field(default_factory=dict)
+    slices: tuple[MetricComparison, ...] = ()
 
     def metric(self, name: str, slice_: str = "") -> MetricComparison | None:
         return next((one for one in self.metrics if one.metric.name == name and one.slice == slice_), None)
+
+    def worst_slices(self, name: str, most: int = 5) -> tuple[MetricComparison, ...]:
+        """The slices where the candidate gained least (or lost most) in a metric, the worst first."""
+        found = [one for one in self.slices if one.metric.name == name and one.mean_gain is not None]
+        return tuple(sorted(found, key=lambda one: (one.mean_gain or 0.0, one.slice))[:most])
 
 
 def compare(
@@ -117,121 +126,138 @@ def compare(
 
     Metrics without a check are compared for the reader. An item that one side lacks counts as missing.
     """
-    checks = {check.metric: check for check in policy.checks}
-    names = [*checks, *sorted({*champion.columns, *candidate.columns} - {*checks})]
-    compared = [
-        _compare_metric(champion.columns.get(name), candidate.columns.get(name), checks.get(name), policy)
-        for name in names
-        if name in champion.columns or name in candidate.columns
+    by_item, lower = slices or {}, demoted or {}
+    asked = [
+        (check, name) for check in policy.checks for name in slices_of(check, policy, champion, candidate, by_item)
     ]
-    # A lacking p-value stays in the family as 1: a check that cannot speak must not make the others' bar lower.
-    gating = [
-        index for index, one in enumerate(compared) if (c := checks.get(one.metric.name)) is not None and not c.advisory
+    checks = {(check.metric, name): check for check, name in asked}
+    every = sorted({*champion.columns, *candidate.columns})
+    wanted = [*checks, *((name, "") for name in every if (name, "") not in checks)]
+    compared = {
+        (name, slice_): _compared(champion, candidate, name, slice_, by_item, checks.get((name, slice_)), policy)
+        for name, slice_ in wanted
+        if name in every
+    }
+    # A check that cannot speak stays in the family with 1: silence must not lower the bar for the others.
+    family = [
+        place for place, check in checks.items() if not check.advisory and check.metric not in lower and _tests(check)
     ]
-    raw = [1.0 if (p := compared[index].p) is None else p for index in gating]
-    adjusted = dict(zip(gating, holm(raw) if policy.correction == "holm" else raw, strict=True))
-    final = tuple(
-        replace(one, adjusted_p=adjusted.get(index, one.p) if one.p is not None else None)
-        for index, one in enumerate(compared)
-    )
-    items = {*champion.outcomes, *candidate.outcomes}
+    raw = [_p(compared.get(place)) for place in family]
+    adjusted = dict(zip(family, holm(raw) if policy.correction == "holm" else raw, strict=True))
     return Comparison(
-        len(items),
+        len({*champion.outcomes, *candidate.outcomes}),
         policy.confidence,
-        final,
+        tuple(
+            replace(one, adjusted_p=None if one.obstacle or one.p is None else adjusted.get(place, one.p))
+            for place, one in compared.items()
+        ),
         Counter(champion.outcomes.values()),
         Counter(candidate.outcomes.values()),
-        demoted or {},
+        lower,
+        tuple(_every_slice(champion, candidate, by_item, compared, policy)),
     )
 
 
-def _compare_metric(
-    champion: Column | None, candidate: Column | None, check: AnyCheck | None, policy: Policy
-) -> MetricComparison:
-    known = candidate or champion
-    assert known is not None
-    missing: Counter[str] = Counter()
-    pairs: list[tuple[str, float, float]] = []
-    items = sorted({*(champion.values if champion else ()), *(candidate.values if candidate else ())})
-    for item in items:
-        before, after = _value(champion, item), _value(candidate, item)
-        if isinstance(before, str) or isinstance(after, str):
-            missing[after if isinstance(after, str) else str(before)] += 1
-        else:
-            pairs.append((item, before, after))
-    n = len(pairs)
-    bare = MetricComparison(known.metric, "", n, len(items), dict(missing), judge=known.judge)
-    if n < 2:
-        return bare
-    a = np.array([pair[1] for pair in pairs], dtype=np.float64)
-    b = np.array([pair[2] for pair in pairs], dtype=np.float64)
-    differences = b - a
-    interval, p = _interval(known.metric, pairs, differences, check, policy)
-    deviation = float(differences.std(ddof=1))
-    effect = _effect(check)
-    return replace(
-        bare,
-        champion=float(a.mean()),
-        candidate=float(b.mean()),
-        difference=float(differences.mean()),
-        low=interval.low,
-        high=interval.high,
-        p=p,
-        adjusted_p=p,
-        minimum_detectable_effect=minimum_detectable_effect(deviation, n, alpha=policy.alpha, power=policy.power),
-        needed_n=needed_n(deviation, effect, alpha=policy.alpha, power=policy.power) if effect else None,
-        pairs=tuple(pairs),
-    )
+def slices_of(
+    check: AnyCheck, policy: Policy, champion: Scores, candidate: Scores, slices: Slices
+) -> Iterator[str]:  # fmt: skip
+    """The slices that a check is about: itself, or each value of its dimension that no check of its own names."""
+    if not check.slice or "=" in check.slice:
+        yield check.slice
+        return
+    named = {one.slice for one in policy.checks if one.metric == check.metric}
+    columns = (champion.columns.get(check.metric), candidate.columns.get(check.metric))
+    found = _values(check.slice, (item for one in columns if one for item in one.values), slices)
+    yield from sorted(found - named) or [check.slice]
 
 
-def _interval(
-    metric: Metric,
-    pairs: list[tuple[str, float, float]],
-    differences: np.ndarray[tuple[int], np.dtype[np.float64]],
+def _values(dimension: str, items: Iterable[str], slices: Slices) -> set[str]:
+    return {f"{dimension}={slices[item][dimension]}" for item in items if dimension in slices.get(item, {})}
+
+
+def _tests(check: AnyCheck) -> bool:
+    """Whether the check is a test of a hypothesis. Zero tolerance is none: one hit refutes it, whatever the odds."""
+    return not (check.rule == "limit" and check.zero_tolerance)
+
+
+def _p(one: MetricComparison | None) -> float:
+    return 1.0 if one is None or one.obstacle or one.p is None else one.p
+
+
+def _compared(
+    champion: Scores,
+    candidate: Scores,
+    name: str,
+    slice_: str,
+    slices: Slices,
     check: AnyCheck | None,
     policy: Policy,
-) -> tuple[Interval, float | None]:
-    """The interval of candidate minus champion, and the one-sided p-value of the check (on the gain)."""
-    sign = 1.0 if metric.higher_is_better else -1.0
-    null = _null(check)
-    if metric.kind == "binary" and all(pair[1] in (0.0, 1.0) and pair[2] in (0.0, 1.0) for pair in pairs):
-        gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
-        interval = score_interval(gained, lost, len(pairs), confidence=policy.confidence)
-        if sign < 0:
-            gained, lost = lost, gained
-        if check is None or null is None:
-            return interval, None
-        superior = check.rule == "superiority"
-        return interval, (mcnemar_exact(gained, lost) if superior else score_p(gained, lost, len(pairs), null))
-    if np.ptp(differences) == 0:
-        # Nothing varies, so nothing can be resampled: the interval is a point, the p-value that of the sign test.
-        constant = float(differences[0])
-        if null is None:
-            return Interval(constant, constant), None
-        return Interval(constant, constant), 0.5 ** len(pairs) if sign * constant > null else 1.0
-    seed = seed_of([metric.name, [[item, before, after] for item, before, after in pairs]])
-    boot = bootstrap_mean(sign * differences, confidence=policy.confidence, seed=seed)
-    interval = boot.interval if sign > 0 else Interval(-boot.interval.high, -boot.interval.low)
-    return interval, None if null is None else boot.p_greater(null)
+    resamples: int = RESAMPLES,
+) -> MetricComparison:
+    before, after = (_within(scores.columns.get(name), slice_, slices) for scores in (champion, candidate))
+    known = after or before
+    assert known is not None
+    metric = known.metric
+    if check is not None and check.direction is not None:
+        metric = replace(metric, higher_is_better=check.direction == "higher")
+    found = pair(metric, before, after)
+    own = alone(metric, after) if check is not None and check.rule == "limit" else None
+    told = infer(found, own, check, policy, resamples)
+    counted: Measured = own or found
+    return MetricComparison(
+        metric,
+        slice_,
+        counted.n,
+        counted.total,
+        dict(counted.missing),
+        champion=_average(found.before) if own is None else _average(alone(metric, before).values),
+        candidate=_average(found.after) if own is None else _average(own.values),
+        difference=_average(found.after - found.before),
+        low=told.interval.low if told.interval else None,
+        high=told.interval.high if told.interval else None,
+        worst_low=counted.worst.low if counted.worst else None,
+        worst_high=counted.worst.high if counted.worst else None,
+        candidate_low=told.own.low if told.own else None,
+        candidate_high=told.own.high if told.own else None,
+        room=told.room,
+        p=told.p,
+        minimum_detectable_effect=told.minimum_detectable_effect,
+        needed_n=told.needed_n,
+        always_valid=told.always_valid,
+        judge=known.judge,
+        obstacle=told.obstacle,
+        pairs=found.pairs,
+    )
 
 
-def _null(check: AnyCheck | None) -> float | None:
-    """The gain that the interval has to exclude."""
-    if check is None or check.rule == "limit":
-        return None
-    return 0.0 if check.rule == "superiority" else -float(check.margin)
+def _average(values: Floats) -> float | None:
+    return float(values.mean()) if len(values) else None
 
 
-def _effect(check: AnyCheck | None) -> float:
-    """The difference that the check turns on; 0 when it names none."""
-    if check is None or check.rule == "limit":
-        return 0.0
-    return check.minimum_effect if check.rule == "superiority" else float(check.margin)
+def _within(column: Column | None, slice_: str, slices: Slices) -> Column | None:
+    """The part of a column that lies in a slice."""
+    if column is None or not slice_:
+        return column
+    dimension, _, value = slice_.partition("=")
+    values = {item: v for item, v in column.values.items() if slices.get(item, {}).get(dimension, "") == value != ""}
+    return replace(column, values=values)
 
 
-def _value(column: Column | None, item: str) -> float | str:
-    """Value, or cause why there is none."""
-    value = column.values.get(item) if column else None
-    if value is not None:
-        return value
-    return column.causes.get(item, "missing") if column else "missing"
+def _every_slice(
+    champion: Scores,
+    candidate: Scores,
+    slices: Slices,
+    compared: Mapping[tuple[str, str], MetricComparison],
+    policy: Policy,
+) -> Iterator[MetricComparison]:
+    dimensions = sorted({name for item in slices.values() for name in item})
+    for metric in sorted({*champion.columns, *candidate.columns}):
+        columns = [one for one in (champion.columns.get(metric), candidate.columns.get(metric)) if one is not None]
+        if columns[0].metric.group not in SLICED:
+            continue
+        items = {item for one in columns for item in one.values}
+        for dimension in dimensions:
+            values = sorted(_values(dimension, items, slices))
+            for name in values if len(values) <= MOST_VALUES else ():
+                known = compared.get((metric, name))
+                yield known or _compared(champion, candidate, metric, name, slices, None, policy, _QUICK)

@@ -1,20 +1,27 @@
-"""Figures of the report: SVG for the page, PNG beside it for MLflow. Drawn from numbers only, never from texts.
+"""Figures of the report: SVG for the page, PNG beside it for MLflow. Drawn from numbers, never from a model's texts.
 
 The bytes depend on the data alone (fixed ids, no date), so the same evaluation gives the same report digest.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from sluice.evaluation.comparison import MetricComparison
-from sluice.evaluation.policy import AnyCheck
 from sluice.infra.page_style import BAD, BEFORE, FIGURE_STYLE, GOOD, INK, NOW, QUIET, UNSURE, Drawing, drawn
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from sluice.evaluation.calibration import MetricCalibration
+    from sluice.evaluation.stopping import Stopping
+
 CHAMPION, CANDIDATE = BEFORE, NOW
-BETTER, WORSE = GOOD, BAD
-VERDICTS = {"pass": GOOD, "fail": BAD, "inconclusive": UNSURE}
+_ACROSS = 3
+_PANELS = 6
 
 
 @dataclass(frozen=True)
@@ -32,26 +39,116 @@ def paired_drawing(one: MetricComparison) -> Drawing:
     import numpy as np
     from matplotlib.figure import Figure
 
-    metric = one.metric
     gains = np.sort(np.array(one.gains, dtype=np.float64))[::-1]
     with mpl.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(10, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
-        left.bar(range(len(gains)), gains, width=1.0, color=np.where(gains >= 0, BETTER, WORSE), alpha=0.55)
+        left.bar(range(len(gains)), gains, width=1.0, color=np.where(gains >= 0, GOOD, BAD), alpha=0.55)
         if one.gain is not None and one.mean_gain is not None:
             left.axhspan(one.gain.low, one.gain.high, color=CANDIDATE, alpha=0.18, lw=0)
             left.axhline(one.mean_gain, color=CANDIDATE, lw=1.4, label="mean, with its interval")
             left.legend(loc="upper right")
         left.axhline(0, color=INK, lw=0.8)
-        left.set(title=f"{metric.title}: gain on each item", xlabel=_counted(one), xmargin=0.01)
-        before, after = [old for _, old, _ in one.pairs], [new for _, _, new in one.pairs]
-        low, high = min(before + after), max(before + after)
-        bins = np.linspace(low, high if high > low else low + 1, 21).tolist()
-        right.hist(before, bins=bins, color=CHAMPION, alpha=0.45, label="champion")
-        right.hist(after, bins=bins, histtype="step", color=CANDIDATE, lw=1.6, label="candidate")
-        right.set(title=f"{metric.title}: spread of the scores", xlabel="score", ylabel="items")
-        right.yaxis.get_major_locator().set_params(integer=True)
+        left.set(title=f"{one.metric.title}: gain on each item", xlabel=_counted(one), xmargin=0.01)
+        _spread(right, one)
+        right.set(title=f"{one.metric.title}: spread of the scores", xlabel="score", ylabel="items")
         right.legend(loc="best")
+        return drawn(figure)
+
+
+def spread_drawing(metrics: Sequence[MetricComparison]) -> Drawing | None:
+    """How the scores of both releases spread, one small histogram a metric; None when no metric has a spread."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    shown = [one for one in metrics if one.metric.kind == "mean" and not one.slice and one.pairs]
+    if not shown:
+        return None
+    rows = math.ceil(len(shown) / _ACROSS)
+    with mpl.rc_context(FIGURE_STYLE):
+        figure = Figure(figsize=(10, 1.95 * rows), layout="constrained")
+        places = figure.subplots(rows, _ACROSS, squeeze=False).ravel()
+        for axes, one in zip(places, shown, strict=False):
+            _spread(axes, one)
+            axes.set(title=f"{one.metric.title}{f' ({one.metric.unit})' if one.metric.unit else ''}")
+        for axes in places[len(shown) :]:
+            axes.set_axis_off()
+        figure.legend(*places[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        return drawn(figure)
+
+
+def sequential_drawing(stopping: Stopping, metrics: Sequence[MetricComparison]) -> Drawing | None:
+    """Always-valid intervals of the difference over the number of items, one panel a metric, and where its check was
+    decided; None with fewer than two looks."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    shown = [(one, found) for one in metrics if len(found := _looks(stopping, one)) > 1][:_PANELS]
+    if not shown:
+        return None
+    across = min(len(shown), 2)
+    rows = math.ceil(len(shown) / across)
+    with mpl.rc_context(FIGURE_STYLE):
+        figure = Figure(figsize=(10, 2.3 * rows + 0.3), layout="constrained")
+        places = figure.subplots(rows, across, squeeze=False).ravel()
+        for axes, (one, found) in zip(places, shown, strict=False):
+            items, means, lows, highs, verdicts = zip(*found, strict=True)
+            axes.fill_between(items, lows, highs, color=CANDIDATE, alpha=0.18, lw=0, label="always-valid interval")
+            axes.plot(items, means, color=CANDIDATE, lw=1.4, marker="o", ms=3, label="difference")
+            axes.axhline(0, color=INK, lw=0.9, ls=(0, (2, 2)))
+            axes.axvline(stopping.asked, color=INK, lw=1)
+            decided = next((index for index, verdict in enumerate(verdicts) if verdict in ("pass", "fail")), None)
+            if decided is not None:
+                colour = GOOD if verdicts[decided] == "pass" else BAD
+                axes.plot([items[decided]], [means[decided]], "o", ms=11, mfc="none", mec=colour, mew=2)
+                axes.annotate(
+                    verdicts[decided], (items[decided], highs[decided]), (0, 3), color=colour, ha="center",
+                    textcoords="offset points",
+                )  # fmt: skip
+            if stopping.asked < stopping.total:
+                axes.axvspan(stopping.asked, stopping.total, color=QUIET, alpha=0.1, lw=0, label="never asked")
+            axes.set(title=f"{_named(one)}: candidate minus champion", xlabel="items", xlim=(0, stopping.total))
+            axes.margins(y=0.15)
+        for axes in places[len(shown) :]:
+            axes.set_axis_off()
+        figure.legend(*places[0].get_legend_handles_labels(), loc="outside upper right", ncols=3)
+        return drawn(figure)
+
+
+def agreement_drawing(metrics: Sequence[tuple[str, MetricCalibration, bool]], floor: float) -> Drawing | None:
+    """Cohen's kappa of a judge with people, with its interval and the policy's floor: title, calibration and whether
+    it may gate, for each metric."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    if not metrics:
+        return None
+    shown = [*reversed(metrics)]
+    with mpl.rc_context(FIGURE_STYLE):
+        figure = Figure(figsize=(10, 0.42 * len(shown) + 0.95), layout="constrained")
+        axes = figure.subplots()
+        for place, (_, one, gates) in enumerate(shown):
+            colour = GOOD if gates else UNSURE
+            axes.plot([one.kappa_low, one.kappa_high], [place] * 2, color=colour, lw=2.6, solid_capstyle="round")
+            axes.plot(
+                [one.kappa], [place], "o" if gates else "D", color=colour, ms=7, mew=1.6,
+                mfc=colour if gates else "white",
+            )  # fmt: skip
+            axes.annotate(
+                f"{one.kappa:.2f} [{one.kappa_low:.2f}, {one.kappa_high:.2f}]  {'may gate' if gates else 'advisory'}",
+                (1.01, place), xycoords=("axes fraction", "data"), va="center", color=INK, annotation_clip=False,
+            )  # fmt: skip
+        axes.axvspan(floor, 1, color=GOOD, alpha=0.08, lw=0)
+        axes.axvline(floor, color=GOOD, lw=1.4)
+        axes.set_yticks(range(len(shown)), [title for title, _, _ in shown], color=INK)
+        axes.tick_params(axis="y", length=0)
+        lowest = min(one.kappa_low for _, one, _ in shown)
+        axes.set(
+            title=f"Agreement with people: the whole interval has to lie above the floor of {floor:g}",
+            xlabel="Cohen's kappa (0: as by chance, 1: always)",
+            xlim=(min(-0.05, lowest - 0.05), 1),
+            ylim=(-0.6, len(shown) - 0.4),
+        )
         return drawn(figure)
 
 
@@ -75,38 +172,31 @@ def training_drawing(points: Sequence[TrainingPoint]) -> Drawing:
         return drawn(figure)
 
 
-def interval_svg(one: MetricComparison, check: AnyCheck | None, verdict: str) -> str:
-    """A table cell: the interval of the difference, on a scale that holds 0 and the margin. Shaded: what is needed."""
-    if one.low is None or one.high is None or one.difference is None:
-        return ""
-    sign = 1 if one.metric.higher_is_better else -1
-    threshold = (
-        None
-        if check is None or check.rule == "limit"
-        else sign * (check.minimum_effect if check.rule == "superiority" else -float(check.margin))
-    )
-    marks = [0.0, one.low, one.high] + ([] if threshold is None else [threshold])
-    reach = max(max(marks) - min(marks), 1e-9)
-    start, stop = min(marks) - 0.12 * reach, max(marks) + 0.12 * reach
-    width, middle = 180.0, 12.0
+def _looks(stopping: Stopping, one: MetricComparison) -> list[tuple[int, float, float, float, str]]:
+    """Items, difference, low, high and verdict at each look that had an interval of this metric and slice."""
+    return [
+        (look.items, check["difference"], *check["interval"], check["verdict"])
+        for look in stopping.looks
+        for check in look.checks
+        if (check["metric"], check["slice"]) == (one.metric.name, one.slice)
+        and None not in (check["difference"], *check["interval"])
+    ]
 
-    def x(number: float) -> float:
-        return round((number - start) / (stop - start) * width, 1)
 
-    colour = VERDICTS.get(verdict, QUIET)
-    parts = [f'<svg class="interval" viewBox="0 0 {width:g} 24" width="{width:g}" height="24" aria-hidden="true">']
-    if threshold is not None:
-        left, right = (x(threshold), width) if sign > 0 else (0.0, x(threshold))
-        parts.append(
-            f'<rect x="{left}" y="2" width="{max(right - left, 0):.1f}" height="20" fill="{BETTER}" opacity=".1"/>'
-        )
-        parts.append(f'<line x1="{x(threshold)}" x2="{x(threshold)}" y1="2" y2="22" stroke="{BETTER}" opacity=".6"/>')
-    parts.append(f'<line x1="{x(0)}" x2="{x(0)}" y1="2" y2="22" stroke="{INK}" stroke-dasharray="2 2" opacity=".6"/>')
-    parts.append(
-        f'<line x1="{x(one.low)}" x2="{x(one.high)}" y1="{middle}" y2="{middle}" stroke="{colour}" stroke-width="3" '
-        f'stroke-linecap="round"/><circle cx="{x(one.difference)}" cy="{middle}" r="4.5" fill="{colour}"/></svg>'
-    )
-    return "".join(parts)
+def _named(one: MetricComparison) -> str:
+    return f"{one.metric.title} in {one.slice}" if one.slice else one.metric.title
+
+
+def _spread(axes: Axes, one: MetricComparison) -> None:
+    """Champion's scores filled, candidate's as an outline: told apart without colours too."""
+    import numpy as np
+
+    before, after = [old for _, old, _ in one.pairs], [new for _, _, new in one.pairs]
+    low, high = one.metric.bounds or (min(before + after), max(before + after))
+    bins = np.linspace(low, high if high > low else low + 1, 21).tolist()
+    axes.hist(before, bins=bins, color=CHAMPION, alpha=0.45, label="champion")
+    axes.hist(after, bins=bins, histtype="step", color=CANDIDATE, lw=1.6, label="candidate")
+    axes.locator_params(axis="y", integer=True)
 
 
 def _counted(one: MetricComparison) -> str:

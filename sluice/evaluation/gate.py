@@ -7,147 +7,55 @@ few items, too many errors, a number that is none, or an interval that straddles
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Literal
 
 from sluice.evaluation import wording
 from sluice.evaluation.comparison import Comparison, MetricComparison
-from sluice.evaluation.policy import AnyCheck, NonInferiority, Policy, Superiority
-from sluice.evaluation.scores import Metric
+from sluice.evaluation.decision import DECISION_VERSION, CheckResult, Decision, Subjects, Verdict, read_decision
+from sluice.evaluation.policy import AnyCheck, ChangeKind, Limit, NonInferiority, Policy, Superiority
 from sluice.infra.errors import InputError
-from sluice.provenance.canonical import Json, require_digest
 
-Verdict = Literal["pass", "fail", "inconclusive"]
+__all__ = ["DECISION_VERSION", "CheckResult", "Decision", "Subjects", "Verdict", "decide", "read_decision"]
 
-DECISION_VERSION = 1
-
-
-@dataclass(frozen=True)
-class Subjects:
-    """Digests of what a decision rests on. `index` is None for an application that retrieves nothing; `evidence` has
-    the measurements by name (`evaluation`, `benchmark-candidate`, `calibration`, ...)."""
-
-    candidate: str
-    champion: str
-    holdout: str
-    suite: str
-    index: str | None = None
-    evidence: Mapping[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for name, digest in self.digests().items():
-            require_digest(digest, name)
-
-    def digests(self) -> dict[str, str]:
-        """All digests by name."""
-        own = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "evidence"}
-        return {name: digest for name, digest in own.items() if digest is not None} | dict(self.evidence)
-
-    def to_json(self) -> Json:
-        own = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {**own, "evidence": dict(sorted(self.evidence.items()))}
-
-
-@dataclass(frozen=True)
-class CheckResult:
-    """One check of the policy on one slice: its verdict, what it needs, and why it came out so.
-
-    `advisory`: it does not gate, because the policy says so or for the reason in `demoted`.
-    """
-
-    check: AnyCheck
-    slice: str
-    advisory: bool
-    verdict: Verdict
-    reason: str
-    evidence: MetricComparison | None
-    demoted: str = ""
-
-    @property
-    def title(self) -> str:
-        """`Token F1`, or `Token F1 in category=permits`."""
-        name = self.evidence.metric.title if self.evidence else self.check.metric
-        return f"{name} in {self.slice}" if self.slice else name
-
-    def to_json(self) -> Json:
-        found = self.evidence
-        return {
-            "metric": self.check.metric,
-            "slice": self.slice,
-            "rule": self.check.rule,
-            "advisory": self.advisory,
-            "demoted": self.demoted,
-            "need": wording.need(self.check, found.metric if found else None),
-            "verdict": self.verdict,
-            "reason": self.reason,
-            "n": found.n if found else 0,
-            "missing": dict(sorted(found.missing.items())) if found else {},
-            "champion": _rounded(found.champion) if found else None,
-            "candidate": _rounded(found.candidate) if found else None,
-            "difference": _rounded(found.difference) if found else None,
-            "interval": [_rounded(found.low), _rounded(found.high)] if found else [None, None],
-            "p_adjusted": _rounded(found.adjusted_p) if found else None,
-            "minimum_detectable_effect": _rounded(found.minimum_detectable_effect) if found else None,
-        }
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The gate's decision. Times are ISO 8601 in UTC. `report` is the digest of the report artifact, once it exists:
-    the report shows the decision, so the decision is sealed with `with_report` after the report is stored."""
-
-    verdict: Verdict
-    summary: str
-    checks: tuple[CheckResult, ...]
-    total: int
-    subjects: Subjects
-    policy: Policy
-    created: str
-    expires: str
-    report: str | None = None
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """One sentence for each gating check, those that stand in the way first; then the advisory ones."""
-        order = {"fail": 0, "inconclusive": 1, "pass": 2}
-        ranked = sorted(self.checks, key=lambda result: (result.advisory, order[result.verdict]))
-        return tuple(result.reason for result in ranked)
-
-    def with_report(self, digest: str) -> Decision:
-        """The decision, resting on its stored report too."""
-        return replace(self, report=require_digest(digest, "report"))
-
-    def to_json(self) -> Json:
-        return {
-            "version": DECISION_VERSION,
-            "verdict": self.verdict,
-            "summary": self.summary,
-            "reasons": list(self.reasons),
-            "checks": [result.to_json() for result in self.checks],
-            "items": self.total,
-            **self.subjects.to_json(),
-            "report": self.report,
-            "policy": self.policy.model_dump(mode="json"),
-            "created": self.created,
-            "expires": self.expires,
-        }
+CHANGES: Mapping[ChangeKind, str] = {
+    "base": "another base model",
+    "recipe": "another training recipe",
+    "data": "another dataset",
+    "tokenizer": "another tokenizer",
+    "chat_template": "another chat template",
+    "configuration": "another configuration",
+    "suite": "another evaluation suite",
+    "first": "the first gated release, with no gated champion before it",
+}
+"""What differs from the champion, in words."""
 
 
 def decide(
-    comparison: Comparison, policy: Policy, subjects: Subjects, now: datetime, *, longest_valid_hours: float = math.inf
+    comparison: Comparison,
+    policy: Policy,
+    subjects: Subjects,
+    now: datetime,
+    *,
+    longest_valid_hours: float = math.inf,
+    changes: Collection[ChangeKind] = frozenset(),
 ) -> Decision:
     """Apply the policy. The same inputs give the same decision, byte for byte.
 
-    `longest_valid_hours` is the installation's limit: it can shorten the policy's validity, never lengthen it. Raises
+    `longest_valid_hours` is the installation's limit: it can shorten the policy's validity, never lengthen it.
+    `changes` are the kinds of changes against the champion; those that the policy lists need a second approver. Raises
     `InputError` for a `now` without a time zone, or a comparison made at another confidence.
     """
     if now.tzinfo is None:
         raise InputError(f"now = {now.isoformat()} has no time zone.")
     if comparison.confidence != policy.confidence:
         raise InputError(f"The comparison has confidence {comparison.confidence}, the policy {policy.confidence}.")
-    checks = tuple(_judge(check, comparison, policy) for check in policy.checks)
+    checks = tuple(
+        _judge(check, found, comparison, policy)
+        for check in policy.checks
+        for found in _evidence(check, comparison, policy)
+    )
     gating = [result for result in checks if not result.advisory]
     verdict: Verdict = "inconclusive"
     if any(result.verdict == "fail" for result in gating):
@@ -158,58 +66,62 @@ def decide(
     expires = created + timedelta(hours=min(policy.valid_days * 24, longest_valid_hours))
     return Decision(
         verdict,
-        _summary(verdict, gating, comparison.total),
+        _summary(verdict, gating, comparison),
         checks,
         comparison.total,
         subjects,
         policy,
         created.isoformat(),
         expires.replace(microsecond=0).isoformat(),
+        second_approver_because=tuple(CHANGES[kind] for kind in sorted(set(changes) & set(policy.second_approver))),
     )
 
 
-def _judge(check: AnyCheck, comparison: Comparison, policy: Policy) -> CheckResult:
-    found = comparison.metric(check.metric)
+def _evidence(check: AnyCheck, comparison: Comparison, policy: Policy) -> list[MetricComparison | None]:
+    """What was compared for a check, slice by slice; None when its metric was not measured."""
+    own = {one.slice for one in policy.checks if one.metric == check.metric} - {check.slice}
+    found = [
+        one
+        for one in comparison.metrics
+        if one.metric.name == check.metric
+        and (one.slice == check.slice or (check.slice and one.slice.partition("=")[0] == check.slice))
+        and one.slice not in own
+    ]
+    return [*found] or [None]
+
+
+def _judge(check: AnyCheck, found: MetricComparison | None, comparison: Comparison, policy: Policy) -> CheckResult:
     demoted = comparison.demoted.get(check.metric, "")
-    advisory = check.advisory or bool(demoted)
-    title = found.metric.title if found else check.metric
-    obstacle = _obstacle(found, policy)
-    bare = CheckResult(check, "", advisory, "inconclusive", f"{title}: {obstacle}.", found, demoted)
-    if obstacle or found is None or found.gain is None or found.mean_gain is None or found.adjusted_p is None:
-        return bare
-    shown = f"{title} {wording.difference(found)}"
-    significant = found.adjusted_p <= policy.alpha
+    slice_ = found.slice if found else check.slice
+    bare = CheckResult(check, slice_, check.advisory or bool(demoted), "inconclusive", "", found, demoted)
+    if found is None:
+        nothing = "there is nothing to compare, the suite gave 0 items"
+        why = "it was not measured" if comparison.total else nothing
+        return replace(bare, reason=f"{bare.title}: {why}.")
+    if check.rule == "limit" and check.zero_tolerance and found.candidate:
+        return replace(bare, verdict="fail", reason=f"{bare.title}: {_hits(found)}, and none is tolerated.")
+    numbers = (found.room.low, found.room.high, found.p) if found.room else (None,)
+    if found.obstacle or any(number is None or not math.isfinite(number) for number in numbers):
+        return replace(bare, reason=f"{bare.title}: {found.obstacle or 'the comparison gave no finite interval'}.")
+    # What stands outside the family of gating checks was not corrected, and need not be.
+    significant = (found.p if found.adjusted_p is None else found.adjusted_p) <= policy.alpha  # type: ignore[operator]
+    assert found.room is not None
+    low, high = found.room.low, found.room.high
+    result: tuple[Verdict, str]
     if check.rule == "superiority":
-        verdict, why = _superior(check, found, found.gain.low, found.gain.high, found.mean_gain, significant)
+        result = _superior(check, found, low, high, significant)
     elif check.rule == "non_inferiority":
-        verdict, why = _not_inferior(check, found.metric, found.gain.low, found.gain.high, significant)
+        result = _not_inferior(check, found, low, high, significant)
     else:
-        return bare
-    return replace(bare, verdict=verdict, reason=f"{shown}: {why}.")
-
-
-def _obstacle(found: MetricComparison | None, policy: Policy) -> str:
-    """Why the evidence cannot count at all; empty when it can."""
-    if found is None or found.total == 0:
-        return "there is nothing to compare, the suite gave 0 items"
-    lacking = found.total - found.n
-    if lacking > policy.error_budget * found.total:
-        return (
-            f"{lacking} of {found.total} items ({lacking / found.total:.1%}) lack a score "
-            f"({wording.counts(found.missing)}), and the error budget is {policy.error_budget:.1%}"
-        )
-    if found.n < policy.minimum_n:
-        return f"{found.n} items have scores on both sides, and the policy needs {policy.minimum_n}"
-    gain = found.gain
-    numbers = (found.mean_gain, gain.low if gain else None, gain.high if gain else None, found.adjusted_p)
-    if any(number is None or not math.isfinite(number) for number in numbers):
-        return "the comparison gave no finite interval"
-    return ""
+        result = _limited(check, found, low, high, significant)
+    shown = wording.own(found) if check.rule == "limit" else wording.difference(found)
+    return replace(bare, verdict=result[0], reason=f"{bare.title} {shown}: {result[1]}.")
 
 
 def _superior(
-    check: Superiority, found: MetricComparison, low: float, high: float, mean: float, significant: bool
+    check: Superiority, found: MetricComparison, low: float, high: float, significant: bool
 ) -> tuple[Verdict, str]:
+    mean = found.mean_gain or 0.0
     if low > 0 and significant and mean >= check.minimum_effect:
         return "pass", "better than the champion" + (
             f", and by at least {check.minimum_effect:g}" if check.minimum_effect else ""
@@ -222,44 +134,82 @@ def _superior(
         return "inconclusive", f"better, but the measured gain is below the {check.minimum_effect:g} asked for"
     if low > 0:
         return "inconclusive", "better on its own, but not after correction for several checks"
-    more = f"; {found.needed_n} items would show {check.minimum_effect:g}" if found.needed_n else ""
-    return "inconclusive", f"a gain is neither shown nor excluded{more}"
+    if found.pairs and not any(found.gains):
+        return "inconclusive", f"not one of {found.n} items scores otherwise{_power(found, check.minimum_effect)}"
+    return "inconclusive", f"a gain is neither shown nor excluded{_power(found, check.minimum_effect)}"
 
 
 def _not_inferior(
-    check: NonInferiority, metric: Metric, low: float, high: float, significant: bool
+    check: NonInferiority, found: MetricComparison, low: float, high: float, significant: bool
 ) -> tuple[Verdict, str]:
-    tolerated = float(check.margin)
-    margin = f"{tolerated:g}{' ' + metric.unit if metric.unit else ''}"
-    loss = f"{'a drop' if metric.higher_is_better else 'an increase'} of {margin}"
-    if low > -tolerated and significant:
+    margin = wording.margin(check, found.metric)
+    loss = f"{'a drop' if found.metric.higher_is_better else 'an increase'} of {margin}"
+    if low > 0 and significant:
         return "pass", f"{loss} is excluded"
-    if high < -tolerated:
+    if high < 0:
         return "fail", f"worse than the champion by more than {margin}"
-    if low > -tolerated:
+    if low > 0:
         return "inconclusive", f"{loss} is excluded on its own, but not after correction for several checks"
-    return "inconclusive", f"{loss} is not excluded"
+    return "inconclusive", f"{loss} is not excluded{_power(found, None)}"
 
 
-def _summary(verdict: Verdict, gating: list[CheckResult], total: int) -> str:
+def _limited(
+    check: Limit, found: MetricComparison, low: float, high: float, significant: bool
+) -> tuple[Verdict, str]:  # fmt: skip
+    asked = wording.need(check, found.metric)
+    if check.zero_tolerance:
+        return "pass", f"none in {found.n} items"
+    if low > 0 and significant:
+        return "pass", f"{asked} is kept"
+    if high < 0:
+        return "fail", f"{asked} is not kept"
+    if low > 0:
+        return "inconclusive", f"{asked} is kept on its own, but not after correction for several checks"
+    return "inconclusive", f"{asked} is neither shown nor excluded by {found.n} items"
+
+
+def _hits(found: MetricComparison) -> str:
+    if found.metric.kind != "binary":
+        return f"its mean is {wording.value(found.candidate, found.metric)}"
+    return f"{round((found.candidate or 0) * found.n)} of {found.n} items"
+
+
+def _power(found: MetricComparison, effect: float | None) -> str:
+    """What so many items can show, and how many would show what is asked for."""
+    if found.minimum_detectable_effect is None:
+        return ""
+    text = f"; {found.n} items would show {found.minimum_detectable_effect:.2g}"
+    if found.needed_n and found.needed_n > found.n:
+        asked = f"{effect:g}" if effect else "enough"
+        text += f", {found.needed_n} items would show {asked}"
+    return text
+
+
+def _summary(verdict: Verdict, gating: list[CheckResult], comparison: Comparison) -> str:
     """One sentence that a reader understands who never saw a gate before."""
-    items = f"on {total} held-out questions"
+    items = f"on {comparison.total} held-out questions"
     if verdict == "pass":
         better = [_scored(result) for result in gating if result.check.rule == "superiority"]
         kept = [result.title for result in gating if result.check.rule == "non_inferiority"]
-        claims = ([f"better in {wording.joined(better)}"] if better else []) + (
-            [f"not worse in {wording.joined(kept)}"] if kept else []
-        )
-        return f"The candidate may replace the champion: {items} its answers are {' and '.join(claims)}."
+        within = [result.title for result in gating if result.check.rule == "limit"]
+        claims = [f"better in {wording.joined(better)}"] if better else []
+        claims += [f"not worse in {wording.joined(kept)}"] if kept else []
+        claims += [f"within the limits of {wording.joined(within)}"] if within else []
+        return f"The candidate may replace the champion: {items} its answers are {wording.joined(claims)}."
     if verdict == "fail":
-        failed = [
-            f"{'not better' if result.check.rule == 'superiority' else 'worse'} in {_scored(result)}"
-            for result in gating
-            if result.verdict == "fail"
-        ]
+        words = {"superiority": "not better in", "non_inferiority": "worse in", "limit": "beyond the limit of"}
+        failed = [f"{words[one.check.rule]} {_scored(one)}" for one in gating if one.verdict == "fail"]
         return f"The candidate must not replace the champion: {items} its answers are {wording.joined(failed)}."
-    open_checks = [result.reason.rstrip(".") for result in gating if result.verdict == "inconclusive"]
-    return f"The evidence does not decide, so the champion stays. {'. '.join(open_checks)}."
+    if not gating:
+        lower = [f"{name} ({reason})" for name, reason in sorted(comparison.demoted.items())]
+        return f"The evidence does not decide, so the champion stays. Nothing may gate: {wording.joined(lower)}."
+    still = [result.reason.rstrip(".") for result in gating if result.verdict == "inconclusive"]
+    more = f". And {len(still) - _MOST} more checks" if len(still) > _MOST else ""
+    return f"The evidence does not decide, so the champion stays. {'. '.join(still[:_MOST])}{more}."
+
+
+_MOST = 3
+"""Open checks that a summary spells out."""
 
 
 def _scored(result: CheckResult) -> str:
@@ -267,9 +217,6 @@ def _scored(result: CheckResult) -> str:
     if found is None:
         return result.title
     new, old = (wording.value(v, found.metric) for v in (found.candidate, found.champion))
+    if result.check.rule == "limit":
+        return f"{result.title} ({new}, {wording.need(result.check, found.metric)})"
     return f"{result.title} ({new} against {old})"
-
-
-def _rounded(number: float | None) -> float | None:
-    """Six decimals: more is noise of the bootstrap. What is not finite has no place in canonical JSON."""
-    return None if number is None or not math.isfinite(number) else round(number, 6)

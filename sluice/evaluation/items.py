@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sluice.infra.errors import InputError
+from sluice.infra.field_mistakes import meant
 from sluice.provenance.canonical import Json, canonical_json, digest_json
 
 ITEMS_FILE = "items.jsonl"
@@ -37,6 +39,12 @@ class Item:
     def digest(self) -> str:
         """Identity of the item: another wording, context, tool or reference is another item."""
         return digest_json(_fields(self))
+
+
+def asking_order(item_ids: Iterable[str]) -> tuple[str, ...]:
+    """The order in which items are asked and looked at: by the digest of their ids. It is the same however they come,
+    and has nothing to do with what they ask, so the first n of it are a fair sample."""
+    return tuple(sorted(item_ids, key=digest_json))
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:
@@ -72,17 +80,66 @@ def _item(line: bytes, where: str) -> Item:
         raise InputError(f"{where} is not JSON: {error}.") from error
     if not isinstance(row, dict):
         raise InputError(f"{where} must be an object with id, question and reference.")
+    for name in row:
+        if name not in Item.__dataclass_fields__:
+            raise InputError(f"{where}: {name} is no field of an item{meant(name, Item.__dataclass_fields__)}.")
     for name in ("id", "question"):
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise InputError(f"{where}: {name} = {row.get(name)!r} must be a text that is not empty.")
     row = {"reference": "", "messages": [{"role": "user", "content": row["question"]}], **row}
-    if strange := sorted(set(row) - set(Item.__dataclass_fields__)):
-        raise InputError(f"{where}: {strange[0]} is no field of an item.")
+    for name, (holds, must) in _SHAPES.items():
+        if name in row and not holds(row[name]):
+            raise InputError(f"{where}: {name} = {row[name]!r} must be {must}.")
     for name in ("messages", "contexts", "tools", "expected_calls"):
-        if not isinstance(row.get(name, []), list):
-            raise InputError(f"{where}: {name} = {row[name]!r} must be a list.")
-        row[name] = tuple(row.get(name, []))
+        row[name] = tuple(row.get(name, ()))
     return Item(**row)
+
+
+def _is_text(value: Json) -> bool:
+    return isinstance(value, str)
+
+
+def _are(each: Callable[[Json], bool]) -> Callable[[Json], bool]:
+    return lambda value: isinstance(value, list) and all(each(one) for one in value)
+
+
+def _is_message(value: Json) -> bool:
+    # Only the role is looked at: content may be parts, or be missing beside tool calls.
+    return isinstance(value, dict) and isinstance(value.get("role"), str)
+
+
+def _is_call(value: Json) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"name", "arguments"}
+        and isinstance(value["name"], str)
+        and isinstance(value["arguments"], dict)
+    )
+
+
+def _is_slices(value: Json) -> bool:
+    return isinstance(value, dict) and all(
+        SLICE_NAME.match(name) and isinstance(one, str) and one.strip() and "=" not in one
+        for name, one in value.items()
+    )
+
+
+SLICE_NAME = re.compile(r"^[a-z][a-z0-9_]*$")
+_SHAPES: Mapping[str, tuple[Callable[[Json], bool], str]] = {
+    "reference": (_is_text, "a text"),
+    "messages": (
+        lambda value: bool(value) and _are(_is_message)(value),
+        "a list of messages, each with a role, that is not empty",
+    ),
+    "contexts": (_are(_is_text), "a list of texts"),
+    "slices": (
+        _is_slices,
+        'an object of names (small letters, digits, _) and texts without "=", such as {"category": "permits"}',
+    ),
+    "json_schema": (lambda value: value is None or isinstance(value, dict), "a JSON schema (an object)"),
+    "tools": (_are(lambda one: isinstance(one, dict)), "a list of tool definitions (objects)"),
+    "expected_calls": (_are(_is_call), 'a list of objects with "name" and "arguments" (an object)'),
+}
 
 
 def _fields(item: Item) -> dict[str, Json]:

@@ -1,26 +1,33 @@
-"""The summary on MLflow's model-version page: the verdict in words, one table, a few examples.
+"""The summary on MLflow's model-version page: what a reviewer needs for a yes or no, most important first.
 
-Answers are a model's text, so untrusted: whatever could be markup, a link or an image is escaped. MLflow keeps at most
-5,000 characters of a version's description; examples are left out before that.
+MLflow keeps at most 5,000 characters of a version's description, and the page around the summary needs a third of them
+(how to approve, links, the approval itself): whole lines give way from the end. Names come from files and other people,
+so whatever could be markup is escaped.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from sluice.evaluation import wording
-from sluice.evaluation.comparison import Comparison
-from sluice.evaluation.gate import Decision
+from sluice.evaluation.comparison import Comparison, MetricComparison
+from sluice.evaluation.decision import CheckResult, Decision
+from sluice.evaluation.evidence import Evidence
+from sluice.evaluation.safety_metrics import SAFETY_METRICS
 from sluice.provenance.canonical import short
 
-if TYPE_CHECKING:
-    from sluice.evaluation.report import Example, ReportContext
+LONGEST = 3_100
+ROWS = 12
+"""Checks in the table; the report has them all."""
 
-LONGEST = 4_800
-_HARD = "\u00a0"
+FEW = 5
+"""Pairs below which a slice's mean is hardly more than one item's luck."""
+
+_NAME = 30
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~])")
+_ORDER = {"fail": 0, "inconclusive": 1, "pass": 2}
 
 
 def plain(text: str, limit: int = 200) -> str:
@@ -34,67 +41,161 @@ def plain(text: str, limit: int = 200) -> str:
     return line.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
-def summary_markdown(
-    decision: Decision, comparison: Comparison, examples: Sequence[Example], context: ReportContext
-) -> str:
-    """The summary, at most 5,000 characters, its first line the verdict."""
-    results = {(result.check.metric, result.slice): result for result in decision.checks}
-    lines = [f"**Gate: {decision.verdict.upper()}.** {decision.summary}", ""]
-    # MLflow drops the cells' alignment and padding: hard blanks keep the columns apart and the intervals in one line.
-    lines += [
-        f"| Metric | Champion{_HARD * 2} | Candidate{_HARD * 2} | "
-        f"Difference{_HARD}[{comparison.confidence:.0%}{_HARD}interval]{_HARD * 2} | Needed: verdict |",
-        "|:--|--:|--:|:-:|:--|",
+def summary_markdown(decision: Decision, comparison: Comparison, evidence: Evidence) -> str:
+    """The summary, its first line the verdict."""
+    ranked = sorted(decision.checks, key=lambda one: (one.advisory, _ORDER[one.verdict], bool(one.slice)))
+    blocks = [f"**Gate: {decision.verdict.upper()}.** {plain(decision.summary, 500)}", _table(ranked, comparison)]
+    lines = [
+        *_slices(decision, comparison),
+        *_safety(comparison, evidence),
+        *_judge(comparison, evidence),
+        *_saving(evidence),
+        *_speed(comparison),
+        *_missing(decision, comparison),
+        *_changes(evidence),
+        *_data(evidence),
+        _subjects(decision, comparison, evidence),
     ]
-    for one in comparison.metrics:
-        metric, result = one.metric, results.get((one.metric.name, one.slice))
-        verdict = "*shown only*"
-        if result is not None:
-            verdict = f"{wording.need(result.check, metric)}: **{result.verdict}**"
-            verdict += " *(advisory)*" if result.advisory else ""
-        unit = f", {metric.unit}" if metric.unit else ""
-        old, new = wording.value(one.champion, metric), wording.value(one.candidate, metric)
-        change = wording.difference(one).replace(" ", _HARD)
-        lines.append(f"| {metric.title}{unit}{_HARD * 2} | {old} | {new} | {change} | {verdict} |")
-    lines += ["", _HARD, "", _footing(decision, comparison, context)]
-    if context.approve and decision.verdict == "pass":
-        lines += ["", context.approve]
-    for title, chosen in (
-        ("Better than before", [example for example in examples if example.gain > 0]),
-        ("Worse than before", [example for example in examples if example.gain < 0]),
-    ):
-        heading = f"**{title}**"
-        for example in chosen[:2]:
-            block = [
-                "",
-                *([heading, ""] if heading else []),
-                f"*{plain(example.question, 160)}*",
-                "",
-                f"- champion ({example.champion_score:.2f}): {plain(example.champion_answer) or '(empty)'}",
-                f"- candidate ({example.candidate_score:.2f}): {plain(example.candidate_answer) or '(empty)'}",
-            ]
-            if len("\n".join([*lines, *block])) > LONGEST:
-                break
-            lines += block
-            heading = ""
-    return "\n".join(lines) + "\n"
+    kept = list(lines)
+    while kept and len("\n\n".join([*blocks, "\n".join(kept)])) > LONGEST:
+        kept.pop()
+    return "\n\n".join([*blocks, "\n".join(kept)]) + "\n"
 
 
-def _footing(decision: Decision, comparison: Comparison, context: ReportContext) -> str:
-    rows = [
-        f"Candidate {_named(context.candidate, decision.subjects.candidate)} against champion "
-        f"{_named(context.champion, decision.subjects.champion)}, {comparison.total} items of suite "
-        f"{plain(context.suite)}, decided {decision.created[:16].replace('T', ' ')} UTC, valid until "
-        f"{decision.expires[:16].replace('T', ' ')} UTC."
+def _table(ranked: Sequence[CheckResult], comparison: Comparison) -> str:
+    rows = [f"| Metric | candidate | champion | difference [{comparison.confidence:.0%} interval] | verdict |"]
+    rows.append("|:--|--:|--:|:--|:--|")
+    for result in ranked[:ROWS]:
+        found = result.evidence
+        name = result.title if len(result.title) <= _NAME else f"{result.title[: _NAME - 1].rstrip()}…"
+        new, old = (wording.value(v, found.metric) if found else "–" for v in _sides(found))
+        change = "–" if found is None else wording.difference(found)
+        if found is not None and result.check.rule == "limit":
+            change = f"itself {wording.own(found)}"
+        verdict = f"({result.verdict})" if result.advisory else result.verdict
+        rows.append(f"| {plain(name)} | {new} | {old} | {change} | {verdict} |")
+    notes = []
+    if any(result.advisory for result in ranked[:ROWS]):
+        notes.append("In brackets: advisory, shown and never gating.")
+    if len(ranked) > ROWS:
+        notes.append(f"{len(ranked) - ROWS} more checks are in the report.")
+    return "\n".join(rows) + (f"\n\n{' '.join(notes)}" if notes else "")
+
+
+def _sides(found: MetricComparison | None) -> tuple[float | None, float | None]:
+    return (found.candidate, found.champion) if found else (None, None)
+
+
+def _slices(decision: Decision, comparison: Comparison) -> list[str]:
+    """Where the candidate loses most, in the metrics that gate."""
+    if not comparison.slices:
+        return []
+    names = dict.fromkeys(result.check.metric for result in decision.checks if not result.advisory)
+    losing = [
+        one
+        for name in names
+        for one in comparison.worst_slices(name)
+        if one.n >= FEW and one.mean_gain is not None and one.mean_gain < 0
     ]
-    if context.dataset:
-        card = [f"{plain(str(name), 60)} {plain(str(value), 120)}" for name, value in context.dataset.items()]
-        rows.append("Data: " + "; ".join(card[:8]) + ("; …" if len(card) > 8 else "."))
-    rows.append(
-        f"Candidate's answers: {wording.counts(comparison.candidate_outcomes) or 'none'}; "
-        f"champion's: {wording.counts(comparison.champion_outcomes) or 'none'}."
+    if not losing:
+        return [f"- **Slices:** none of {len({one.slice for one in comparison.slices})} loses in a metric that gates."]
+    # By standard errors, as metrics have units of their own.
+    worst = sorted(
+        losing, key=lambda one: ((one.mean_gain or 0.0) / max((one.high or 0.0) - (one.low or 0.0), 1e-9), one.name)
     )
-    return "\n\n".join(rows)
+    said = [f"{one.metric.title} in {plain(one.slice, 50)} {wording.difference(one)}, n = {one.n}" for one in worst[:3]]
+    return [f"- **Worst slices:** {'; '.join(said)}."]
+
+
+def _safety(comparison: Comparison, evidence: Evidence) -> list[str]:
+    if evidence.candidate_findings is None:
+        return []
+    found = Counter(finding.kind for finding in evidence.candidate_findings)
+    before = len(evidence.champion_findings or ())
+    if not found:
+        return [f"- **Safety:** no finding about the candidate; {before} about the champion."]
+    titles = {metric.name.removeprefix("safety."): metric.title.lower() for metric in SAFETY_METRICS}
+    named = ", ".join(f"{count} {plain(titles.get(kind, kind), 40)}" for kind, count in sorted(found.items()))
+    plural = "" if found.total() == 1 else "s"
+    return [
+        f"- **Safety: {found.total()} finding{plural} about the candidate** ({named}); {before} about the champion."
+    ]
+
+
+def _judge(comparison: Comparison, evidence: Evidence) -> list[str]:
+    """Whether the judge's metrics gate, and why not; where it stands against people at its weakest."""
+    judged = {one.metric.name: one for one in comparison.metrics if one.metric.group == "judged" and not one.slice}
+    if not judged:
+        return []
+    found = evidence.calibration
+    name = f"- **Judge** {plain(found.model, 60)} (`{short(found.judge)}`)" if found else "- **Judge**"
+    free = [metric for metric in judged if metric not in comparison.demoted]
+    standing = f"{len(free)} of its {len(judged)} metrics may gate, the others are shown only"
+    if not free:
+        standing = "its metrics are shown and never gate"
+    elif len(free) == len(judged):
+        standing = "its metrics may gate"
+    said = [f"{name}: {standing}."]
+    if demoted := [metric for metric in judged if metric in comparison.demoted]:
+        said.append(f"{judged[demoted[0]].metric.title}: {plain(comparison.demoted[demoted[0]], 160)}.")
+    measured = [one for one in found.metrics if one.metric in judged] if found else []
+    if measured:
+        weakest = min(measured, key=lambda one: (one.kappa_low, one.metric))
+        said.append(
+            f"Kappa with people at its weakest ({judged[weakest.metric].metric.title}): {weakest.kappa:.2f} "
+            f"[{weakest.kappa_low:.2f}, {weakest.kappa_high:.2f}], {weakest.labelled} labelled items."
+        )
+    return [" ".join(said)]
+
+
+def _saving(evidence: Evidence) -> list[str]:
+    stopping = evidence.stopping
+    if stopping is None or not stopping.batch:
+        return []
+    return [f"- **Sequential:** {plain(stopping.sentence, 300)}."]
+
+
+def _speed(comparison: Comparison) -> list[str]:
+    parts = []
+    for one in comparison.metrics:
+        metric = one.metric
+        if metric.group == "speed" and not one.slice and one.candidate is not None and one.champion is not None:
+            new, old = wording.value(one.candidate, metric), wording.value(one.champion, metric)
+            unit = f" {plain(metric.unit, 12)}" if metric.unit else ""
+            parts.append(f"{metric.title.lower()} {new}{unit} (champion {old})")
+    return [f"- **Speed and cost:** {', '.join(parts)}."] if parts else []
+
+
+def _missing(decision: Decision, comparison: Comparison) -> list[str]:
+    causes: Counter[str] = Counter()
+    for name in {result.check.metric for result in decision.checks if not result.advisory}:
+        found = comparison.metric(name)
+        causes.update(found.missing if found else {})
+    return [f"- **Without a score** in the gating metrics: {plain(wording.counts(causes), 160)}."] if causes else []
+
+
+def _changes(evidence: Evidence) -> list[str]:
+    if evidence.changes is None:
+        return []
+    said = "; ".join(plain(one, 160) for one in evidence.changes) or "nothing but the weights"
+    return [f"- **Changed since the champion:** {said}."]
+
+
+def _data(evidence: Evidence) -> list[str]:
+    rows = [f"{plain(str(name), 40)} {plain(str(value), 120)}" for name, value in evidence.dataset.items()]
+    return [f"- **Data:** {'; '.join(rows[:6])}."] if rows else []
+
+
+def _subjects(decision: Decision, comparison: Comparison, evidence: Evidence) -> str:
+    return (
+        f"- **Subjects:** {_named(evidence.candidate, decision.subjects.candidate)} against "
+        f"{_named(evidence.champion, decision.subjects.champion)}, {comparison.total} items, suite "
+        f"{plain(evidence.suite)}; decided {_time(decision.created)}, valid until {_time(decision.expires)}."
+    )
+
+
+def _time(text: str) -> str:
+    return f"{text[:16].replace('T', ' ')} UTC"
 
 
 def _named(name: str, digest: str) -> str:

@@ -7,28 +7,53 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sluice.infra.errors import InputError
+from sluice.provenance.canonical import Json
 
-Outcome = Literal["answered", "truncated", "empty", "refused", "timeout", "error"]
+Outcome = Literal["answered", "truncated", "empty", "refused", "no_answer", "timeout", "error"]
 
-# Openings of refusals, after the prefix lists used to score refusal in Zou et al. 2023 (arXiv:2307.15043, appendix),
-# and of plain "I do not know". Only the opening counts: an answer may say "cannot" about its subject.
+# Only the opening counts: an answer may say "cannot" or "not mentioned" about its subject.
+_SORRY = r"(i'm sorry|i am sorry|sorry|unfortunately|i apologi[sz]e|my apologies)\b[^.!?\n]{0,40}?[,.;:]?\s*(but\s+)?"
+_SOURCE = r"(the|this|that|your|any)\s+((given|provided|above)\s+)?(contexts?|passages?|documents?|information|text)\b"
+_CANNOT = r"(i|we) (can't|cannot|can not|could not|couldn't|am unable to|am not able to)"
+# "I do not know" and "the context does not say": honest where the answer is not there, and so told apart from declining
+# to answer (as the unanswerable questions of SQuAD 2.0, Rajpurkar et al. 2018, arXiv:1806.03822).
+_NO_ANSWER = re.compile(
+    rf"^\W*({_SORRY})?((based on|according to|from|in) {_SOURCE},?\s*)?("
+    + "|".join(
+        (
+            r"(i|we) (do not|don't) know\b",
+            r"(i|we) (do not|don't) have\b[^.\n]{0,40}\binformation\b",
+            r"(i|we) have no (information|idea)\b",
+            rf"{_CANNOT} (find|determine|tell)\b",
+            rf"{_CANNOT} answer\b[^.\n]*\b(from|based on|using|with) {_SOURCE}",
+            rf"{_SOURCE} (does not|doesn't|do not|don't) (contain|say|mention|provide|state|specify|include|answer)\b",
+            r"there is (no|not enough|insufficient) (information|mention|answer)\b",
+            r"(it|this|that) is(n't| not) (mentioned|stated|specified|given|provided)\b",
+            r"(no answer|unanswerable|unknown|not (mentioned|stated|specified|provided) in)\b",
+        )
+    )
+    + ")",
+    re.IGNORECASE,
+)
+# Openings of refusals, after the prefix lists used to score refusal in Zou et al. 2023 (arXiv:2307.15043, appendix).
 _REFUSAL = re.compile(
-    r"^\W*(i'm sorry|i am sorry|sorry,|i apologi[sz]e|as an ai\b|i'm just an ai|"
-    r"i (can't|cannot|can not|am unable to|am not able to|do not know|don't know)\b|"
-    r"(the|this) context (does not|doesn't) (contain|say|mention|provide))",
+    r"^\W*(i'm sorry|i am sorry|sorry,|i apologi[sz]e|my apologies|as an ai\b|i'm just an ai|"
+    r"i (can't|cannot|can not|won't|will not|must decline|am unable to|am not able to)\b|"
+    r"it is(n't| not) (appropriate|ethical|legal)\b)",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One item as it is asked: chat messages with `role` and `content`."""
+    """One item as it is asked: chat messages, and OpenAI definitions of the tools that the model is offered."""
 
     item_id: str
-    messages: Sequence[Mapping[str, str]]
+    messages: Sequence[Mapping[str, Any]]
+    tools: Sequence[Json] = ()
 
 
 @dataclass(frozen=True)
@@ -42,18 +67,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Patience:
-    """Time-out of one attempt (seconds), attempts per item, pause before the second attempt (doubled each time), and
-    the number of attempts in a row, over all items, without any HTTP answer after which the server counts as dead."""
+    """Time-out of one attempt (seconds), attempts per item, pause before the second attempt (doubled each time)."""
 
     timeout_s: float = 60.0
     attempts: int = 3
     pause_s: float = 0.5
-    dead_after: int = 10
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back for one item. Times in seconds from sending; `error` is `cause: detail`, or None."""
+    """What came back for one item. Times in seconds from sending; `error` is `cause: detail`, or None.
+
+    `tool_calls`: `{"name": text, "arguments": object}` each, in the model's order; arguments that are no JSON object
+    stay the text that the model wrote.
+    """
 
     item_id: str
     answer: str
@@ -63,50 +90,36 @@ class Answer:
     ttft_s: float | None
     latency_s: float
     error: str | None = None
+    tool_calls: tuple[Mapping[str, Json], ...] = ()
 
     @property
     def outcome(self) -> Outcome:
         """What the answer is, before anyone asks whether it is right."""
         if self.error is not None:
             return "timeout" if self.error.startswith("timeout") else "error"
-        if not self.answer.strip():
+        if self.finish_reason == "content_filter":
+            return "refused"
+        if not self.answer.strip() and not self.tool_calls:
             return "empty"
-        if self.finish_reason == "content_filter" or _REFUSAL.match(self.answer.replace("\u2019", "'")):
+        opening = self.answer.replace("\u2019", "'")
+        if _NO_ANSWER.match(opening):
+            return "no_answer"
+        if _REFUSAL.match(opening):
             return "refused"
         return "truncated" if self.finish_reason == "length" else "answered"
 
+    def to_json(self) -> dict[str, Json]:
+        return {**asdict(self), "tool_calls": [dict(call) for call in self.tool_calls]}
 
-class Journal:
-    """Finished items, one line each, under keys that say what was asked.
-
-    A last line torn by a kill is cut off before the next is written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.known: dict[str, Answer] = {}
-        data = path.read_bytes() if path.is_file() else b""
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) != len(data):
-            path.write_bytes(whole)
-        for line in whole.splitlines():
-            try:
-                entry = json.loads(line)
-                self.known[entry["key"]] = Answer(**entry["answer"])
-            except (ValueError, KeyError, TypeError):
-                continue  # an unreadable line costs one question asked again, nothing else
-        self._stream = path.open("a", encoding="utf-8")
-
-    def append(self, key: str, answer: Answer) -> None:
-        self._stream.write(json.dumps({"key": key, "answer": asdict(answer)}, ensure_ascii=False) + "\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        self._stream.close()
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Answer:
+        """Raises `TypeError` for what is no answer."""
+        return cls(**{**row, "tool_calls": tuple(row.get("tool_calls", ()))})
 
 
 def write_answers(path: Path, answers: Iterable[Answer]) -> None:
     """Write answers as JSONL, one object a line with the fields of `Answer`."""
-    path.write_text("".join(json.dumps(asdict(a), ensure_ascii=False) + "\n" for a in answers), encoding="utf-8")
+    path.write_text("".join(json.dumps(a.to_json(), ensure_ascii=False) + "\n" for a in answers), encoding="utf-8")
 
 
 def read_answers(path: Path) -> list[Answer]:
@@ -117,7 +130,7 @@ def read_answers(path: Path) -> list[Answer]:
         if not line:
             continue
         try:
-            answers.append(Answer(**json.loads(line)))
+            answers.append(Answer.from_json(json.loads(line)))
         except (ValueError, TypeError) as error:
             raise InputError(f"Line {number} of {path} is not an answer: {error}.") from error
     return answers

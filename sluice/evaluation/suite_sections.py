@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from sluice.evaluation.outcomes import Patience, Sampling
 from sluice.evaluation.policy import Section
+
+Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 class Items(Section):
@@ -46,7 +48,7 @@ class Sequential(Section):
 class Judged(Section):
     """Metrics that a judge gives, by RAGAS."""
 
-    metrics: tuple[str, ...] = Field(min_length=1, description="names that start with `judged.`")
+    metrics: Names = Field(min_length=1, description="names that start with `judged.`")
     limit: int | None = Field(None, ge=1, description="judge only so many items: the first in the order of asking")
     max_tokens: int = Field(1024, ge=16)
     temperature: float = Field(0.0, ge=0, le=2)
@@ -62,16 +64,19 @@ class Judged(Section):
 class Benchmarks(Section):
     """Tasks of lm-evaluation-harness, each a YAML file in the folder `tasks` beside the suite, or one of Sluice's."""
 
-    tasks: tuple[str, ...] = Field(min_length=1)
+    tasks: Names = Field(min_length=1)
     limit: int | None = Field(None, ge=1, description="items of each task")
     concurrency: int = Field(8, ge=1, le=256)
     timeout_s: float = Field(120.0, gt=0)
 
 
+Probe = Literal["leakage", "personal_data", "refusal", "toxicity", "triggers"]
+
+
 class Safety(Section):
     """Probes and scans (docs/evaluation.md)."""
 
-    probes: tuple[Literal["leakage", "personal_data", "refusal", "toxicity", "triggers"], ...] = Field(min_length=1)
+    probes: Annotated[tuple[Probe, ...], Field(strict=False)] = Field(min_length=1)
     file: str = Field("", description="JSONL of probes beside the suite, in addition to Sluice's and the dataset's own")
 
 

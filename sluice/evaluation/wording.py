@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from sluice.evaluation.comparison import MetricComparison
-from sluice.evaluation.policy import AnyCheck
+from sluice.evaluation.policy import AnyCheck, NonInferiority
 from sluice.evaluation.scores import Metric
+
+if TYPE_CHECKING:
+    from sluice.evaluation.comparison import MetricComparison
 
 
 def value(number: float | None, metric: Metric) -> str:
@@ -30,6 +33,14 @@ def difference(one: MetricComparison) -> str:
     return f"{change(one.difference, metric)} [{change(one.low, metric)}, {change(one.high, metric)}]"
 
 
+def own(one: MetricComparison) -> str:
+    """The candidate's own mean: `0.012 [0.004, 0.031]`."""
+    if one.candidate_low is None or one.candidate_high is None:
+        return value(one.candidate, one.metric)
+    low, high = value(one.candidate_low, one.metric), value(one.candidate_high, one.metric)
+    return f"{value(one.candidate, one.metric)} [{low}, {high}]"
+
+
 def need(check: AnyCheck, metric: Metric | None) -> str:
     """What the check asks for, as short as a table cell."""
     unit = f" {metric.unit}" if metric and metric.unit else ""
@@ -40,8 +51,14 @@ def need(check: AnyCheck, metric: Metric | None) -> str:
     if check.rule == "superiority":
         direction = "better" if higher else "lower"
         return f"{direction}, by {check.minimum_effect:g}{unit} or more" if check.minimum_effect else direction
-    loss = "lower" if higher else "more"
-    return f"less than {check.margin}{unit} {loss}"
+    return f"less than {margin(check, metric)} {'lower' if higher else 'more'}"
+
+
+def margin(check: NonInferiority, metric: Metric | None) -> str:
+    """`0.05`, `20 words` or `10%`."""
+    if isinstance(check.margin, str):
+        return check.margin
+    return f"{check.margin:g}{f' {metric.unit}' if metric and metric.unit else ''}"
 
 
 def counts(found: Mapping[str, int]) -> str:

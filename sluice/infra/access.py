@@ -43,6 +43,7 @@ VERBS = {
     "run": Verb("operator", "runs", "create"),
     "sweep": Verb("operator", "runs", "create"),
     "train": Verb("operator", "runs", "create"),
+    "judge calibrate": Verb("operator", "runs", "create"),
     "cancel": Verb("operator", "runs", "delete"),
     "release abort": Verb("operator", "releases", "abort", emergency=True),
     "rollback": Verb("operator", "releases", "rollback", emergency=True),

@@ -58,8 +58,8 @@ def as_svg(figure: Figure) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def drawn(figure: Figure) -> Drawing:
-    """The figure as SVG for a page and as PNG for MLflow."""
+def drawn(figure: Figure, dpi: int = 150) -> Drawing:
+    """The figure as SVG for a page and as PNG, of `dpi` dots an inch, for MLflow."""
     png = io.BytesIO()
-    figure.savefig(png, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(png, format="png", dpi=dpi, metadata={"Software": None})
     return Drawing(as_svg(figure), png.getvalue())

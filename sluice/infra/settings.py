@@ -92,10 +92,23 @@ class ServingSettings(Section):
     gateway_url: str | None = Field(None, description="address that clients use")
     gateway_admin_url: str | None = Field(None, description="Envoy's admin address")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_model_len: int = Field(1024, ge=64)
+    max_model_len: int = Field(
+        4096, ge=64, description="tokens of prompt and answer; a judge's prompts need 1,500 and more"
+    )
     max_loras: int = Field(4, ge=1, description="adapters that one server holds at once")
     max_lora_rank: int = Field(16, ge=1, description="largest rank of an adapter that the server takes")
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: vLLM's key-value cache, whole GiB")
+
+
+class JudgeSettings(Section):
+    """The model that judges answers (docs/judge.md)."""
+
+    url: str = Field(
+        "", description="OpenAI-compatible address, ending in /v1; empty: the base model in the local vLLM"
+    )
+    model: str = Field("", description="its name there")
+    model_digest: str = Field("", description="digest of its weights, or a revision that its owner never changes")
+    api_key: SecretStr | None = None
 
 
 class ReleasePolicy(Section):
@@ -183,6 +196,7 @@ class Settings(BaseSettings):
     vectors: VectorSettings = VectorSettings()
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
+    judge: JudgeSettings = JudgeSettings()
     release: ReleasePolicy = ReleasePolicy()
     access: AccessSettings = AccessSettings()
     signing: SigningSettings = SigningSettings()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from sluice.components.lineage import open_lineage
 from sluice.components.rerun import RERUNNABLE, Scratch, rerun, suite_of
@@ -28,9 +28,16 @@ from sluice.provenance.rerun import Rerun
 from sluice.provenance.step_records import StepRecord, parse_record
 from sluice.training.weights import TensorDifference, compare_weights
 
+if TYPE_CHECKING:
+    from sluice.evaluation.scores import Column
+
 State = Literal["same", "differs", "not rerun"]
 
-ACCOUNTS = {"training": "holds wall times and the log", "answers": "holds the times of each answer"}
+ACCOUNTS = {
+    "training": "holds wall times and the log",
+    "answers": "holds the times of each answer",
+    "evaluation": "holds the times of each answer",
+}
 """Kinds of artifacts that cannot be the same bytes twice, and why; what they say besides is compared."""
 LOCK = "requirements/main.lock"
 
@@ -149,7 +156,8 @@ def records_behind(workspace: Workspace, index: LineageIndex, digest: str) -> li
             f"No recorded step made {digest}.", hint="Was it imported from another site, or is it a base model?"
         )
     for record in _read(workspace, index.users(digest)):
-        if record.key.name == "evaluate" and record.key.inputs.get("release") == digest:
+        asked = _ASKED.get(record.key.name)
+        if asked and record.key.inputs.get(asked) == digest:
             ordered.setdefault(record.key_digest, record)
     for record in ordered.values():
         workspace.steps.verify(record)
@@ -170,7 +178,7 @@ def _compare(session: _Session, record: StepRecord) -> StepComparison:
     told = StepComparison(name, record.key_digest, "not rerun")
     if name not in RERUNNABLE:
         return replace(told, reasons=("it acts on what is live, or unpacks what was installed",))
-    instead = session.instead if name == "evaluate" else {}
+    instead = session.instead if name in _ASKED else {}
     try:
         scratch, again = rerun(session.workspace, record, session.folder, suite=session.suite, instead=instead)
     except SluiceError as error:
@@ -189,7 +197,9 @@ def _compare(session: _Session, record: StepRecord) -> StepComparison:
             session.instead[one.recorded] = one.rerun
             weights = compare_weights(scratch.folder(one.recorded), scratch.folder(one.rerun))
         if one.name == "answers":
-            scores = _scores(scratch, record, one, session.suite)
+            scores = _scores_of_answers(scratch, record, one, session.suite)
+        if one.name in _PARTS:
+            scores = _scores_within(scratch, one)
     notes = tuple(one.note for one in outputs if not one.same and one.name in _EXPLAINED)
     return replace(
         told,
@@ -216,6 +226,10 @@ def _compare_output(scratch: Scratch, name: str, recorded: str, rerun: str) -> O
         equal = sum(one[item] == other.get(item) for item in one)
         note = f"{equal} of {len(one)} answers are the same text; {ACCOUNTS[name]}"
         return replace(told, same=one == other, account=True, note=note)
+    if name == "evaluation":
+        found = [_side(scratch, side, recorded, rerun) for side in SIDES]
+        note = "; ".join([*(note for _, note in found), ACCOUNTS[name]])
+        return replace(told, same=all(same for same, _ in found), account=True, note=note)
     if name == "records":
         return replace(told, note=_traces_apart(scratch.folder(recorded), scratch.folder(rerun)))
     manifests = [scratch.artifacts.manifest(digest) for digest in (recorded, rerun)]
@@ -230,10 +244,25 @@ def _figures(account: Mapping[str, Json]) -> Json:
     return [account[name] for name in ("steps", "examples", "final_loss", "validation_loss")], curve
 
 
-def _texts(path: Path) -> dict[str, tuple[str, str]]:
+def _texts(path: Path) -> dict[str, Json]:
     from sluice.evaluation.answers import read_answers
 
-    return {one.item_id: (one.answer, str(one.outcome)) for one in read_answers(path)}
+    return {one.item_id: (one.answer, one.tool_calls, str(one.outcome)) for one in read_answers(path)}
+
+
+def _side(scratch: Scratch, side: str, recorded: str, rerun: str) -> tuple[bool, str]:
+    """Whether one release's answers and scores are the same in two evaluations, and a note on it."""
+    from sluice.evaluation.scores import read_scores
+
+    folders = [scratch.folder(digest) / side for digest in (recorded, rerun)]
+    one, other = (_texts(folder / "answers.jsonl") for folder in folders)
+    equal = sum(one[item] == other.get(item) for item in one)
+    note = f"{equal} of {len(one)} answers of the {side} are the same text"
+    if one != other:
+        return False, note
+    then, now = (read_scores(folder).columns for folder in folders)
+    apart = sorted(name for name in {*then, *now} if then.get(name) != now.get(name))
+    return not apart, f"{note}, with other scores in {', '.join(apart)}" if apart else note
 
 
 def _traces_apart(recorded: Path, rerun: Path) -> str:
@@ -274,7 +303,9 @@ def _changes(workspace: Workspace, record: StepRecord, again: Rerun, scratch: Sc
     return tuple(found)
 
 
-def _scores(scratch: Scratch, record: StepRecord, answers: OutputComparison, suite: str) -> tuple[ScoreDifference, ...]:
+def _scores_of_answers(
+    scratch: Scratch, record: StepRecord, answers: OutputComparison, suite: str
+) -> tuple[ScoreDifference, ...]:
     from sluice.evaluation.answer_metrics import score_answers
     from sluice.evaluation.answers import read_answers
     from sluice.evaluation.items import ITEMS_FILE, read_items
@@ -287,10 +318,22 @@ def _scores(scratch: Scratch, record: StepRecord, answers: OutputComparison, sui
         score_answers(read_answers(scratch.folder(digest) / "answers.jsonl"), asked, chosen.metrics).columns
         for digest in (answers.recorded, answers.rerun)
     ]
-    return tuple(
-        ScoreDifference(name, _mean(both[0][name].values.values()), _mean(both[1][name].values.values()))
-        for name in both[0]
-    )
+    return tuple(_means(name, name, *both) for name in both[0])
+
+
+def _scores_within(scratch: Scratch, output: OutputComparison) -> tuple[ScoreDifference, ...]:
+    from sluice.evaluation.scores import read_scores
+
+    found = []
+    for part in _PARTS[output.name]:
+        both = [read_scores(scratch.folder(one) / part).columns for one in (output.recorded, output.rerun)]
+        found += [_means(f"{part} {name}".strip(), name, *both) for name in sorted({*both[0], *both[1]})]
+    return tuple(found)
+
+
+def _means(shown: str, name: str, recorded: Mapping[str, Column], rerun: Mapping[str, Column]) -> ScoreDifference:
+    then, now = (_mean(one[name].values.values()) if name in one else None for one in (recorded, rerun))
+    return ScoreDifference(shown, then, now)
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -302,11 +345,19 @@ def _since(started: float) -> float:
     return round(time.monotonic() - started, 1)
 
 
+SIDES = ("candidate", "champion")
+_PARTS = {"evaluation": SIDES, "benchmark": ("",)}
+"""Folders with scores in artifacts of these kinds."""
+_ASKED = {"answers": "release", "benchmark": "release", "evaluate": "candidate"}
+"""Steps that ask a release, and the input that names it."""
 _EXPLAINED = ("records",)
 _UNKNOWN = "the step is not deterministic: code, environment, inputs and machine are as recorded"
 _UNEXPLAINED = {
     "train": "a non-deterministic kernel or order of summation: code, environment, inputs, seed and hardware are as "
     "recorded",
-    "evaluate": "the server does not answer deterministically (batches that form by chance): release, prompts and "
-    "sampling are as recorded",
+    **dict.fromkeys(
+        _ASKED,
+        "the server does not answer deterministically (batches that form by chance): releases, prompts and sampling "
+        "are as recorded",
+    ),
 }

@@ -3,6 +3,8 @@
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
 from kfp import dsl
 
+from sluice.components.benchmark import benchmark
+from sluice.components.calibrate import calibrate
 from sluice.components.curate import curate
 from sluice.components.dataset import dataset
 from sluice.components.evaluate import evaluate
@@ -10,6 +12,8 @@ from sluice.components.gate import gate
 from sluice.components.harvest import harvest
 from sluice.components.holdout import holdout
 from sluice.components.register import register
+from sluice.components.safety import safety
+from sluice.components.speed import speed
 from sluice.components.subjects import subjects
 from sluice.components.train import train
 from sluice.pipelines.tasks import named
@@ -28,12 +32,13 @@ def retrain(
     minimum_examples: int = 50,
     validation_share: float = 0.1,
     shuffle_labels: bool = False,
+    canaries: int = 0,
 ) -> None:
     pinned = subjects(
         since=since, until=until, champion=champion, index=index, recipe=recipe, overrides=overrides, suite=suite
     )
     who = named(pinned, "subjects").outputs
-    held = named(holdout(index=who["index"], size=holdout_size), "holdout").outputs
+    held = named(holdout(index=who["index"], size=holdout_size, suite=suite), "holdout").outputs
     records = named(harvest(since=who["since"], until=who["until"]), "harvest").outputs["records"]
     curated = named(
         curate(
@@ -45,23 +50,34 @@ def retrain(
         ),
         "curate",
     ).outputs["curated"]
-    data = named(dataset(curated=curated, shuffle_labels=shuffle_labels), "dataset").outputs["dataset"]
+    data = named(dataset(curated=curated, shuffle_labels=shuffle_labels, canaries=canaries), "dataset").outputs[
+        "dataset"
+    ]
     trained = named(train(dataset=data, base=who["base"], recipe=recipe, overrides=overrides), "train").outputs
-    asked = {"base": who["base"], "prompts": held["prompts"], "suite": suite}
-    candidate = named(evaluate(release=trained["Output"], **asked), "evaluate-candidate").outputs["answers"]
-    current = named(evaluate(release=who["champion"], **asked), "evaluate-champion").outputs["answers"]
+    base = who["base"]
+    both = {"candidate": trained["Output"], "champion": who["champion"]}
+    calibration = named(calibrate(suite=suite), "calibrate").outputs["Output"]
+    asked = {**both, "base": base, "prompts": held["prompts"], "suite": suite}
+    answered = named(evaluate(**asked, calibration=calibration), "evaluate").outputs["evaluation"]
+    measured = {}
+    for side, release in both.items():
+        known = benchmark(release=release, base=base, suite=suite)
+        measured[f"benchmark_{side}"] = named(known, f"benchmark-{side}").outputs["scores"]
+        probed = safety(release=release, base=base, suite=suite, dataset=data, evaluation=answered)
+        measured[f"safety_{side}"] = named(probed, f"safety-{side}").outputs["safety"]
+    measured["speed"] = named(speed(**asked), "speed").outputs["speed"]
     decided = named(
         gate(
-            candidate=trained["Output"],
-            champion=who["champion"],
+            **both,
             index=who["index"],
             suite=suite,
+            calibration=calibration,
             items=held["items"],
             prompts=held["prompts"],
             dataset=data,
             training=trained["training"],
-            candidate_answers=candidate,
-            champion_answers=current,
+            evaluation=answered,
+            **measured,
         ),
         "gate",
     ).outputs

@@ -48,7 +48,7 @@ def sweep_pipeline(plan: SweepPlan) -> Any:
             suite=suite,
         )
         who = named(pinned, "subjects").outputs
-        held = named(holdout(index=who["index"], size=holdout_size), "holdout").outputs
+        held = named(holdout(index=who["index"], size=holdout_size, suite=suite), "holdout").outputs
         records = named(harvest(since=who["since"], until=who["until"]), "harvest").outputs["records"]
         curated = curate(
             records=records,

@@ -35,6 +35,11 @@ _COLOURS = {
     "index": "#7a4fa3",
     "report": "#8a6d00",
     "answers": "#8a6d00",
+    "calibration": "#8a6d00",
+    "evaluation": "#8a6d00",
+    "benchmark": "#8a6d00",
+    "safety": "#8a6d00",
+    "speed": "#8a6d00",
     "decision": "#8a6d00",
 }
 

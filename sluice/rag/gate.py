@@ -10,17 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from sluice.infra.errors import InputError
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import Json
 from sluice.rag.queries import LabelledQuery
 from sluice.rag.retrieve import DEPTH, Retriever
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 _BATCH = 128
@@ -35,8 +31,6 @@ class GatePolicy:
     reciprocal_rank_floor: float = 0.4
     margin: float = 0.02
     confidence: float = 0.95
-    resamples: int = 2_000
-    seed: int = 20_260
     min_queries: int = 100
 
     def __post_init__(self) -> None:
@@ -46,7 +40,6 @@ class GatePolicy:
             ("reciprocal_rank_floor", 0 < self.reciprocal_rank_floor < 1),
             ("margin", 0 < self.margin < 1),
             ("confidence", 0.5 < self.confidence < 1),
-            ("resamples", self.resamples >= 200),
             ("min_queries", self.min_queries >= 1),
         ):
             if not good:
@@ -161,10 +154,10 @@ def judge(candidate: Measurement, current: Measurement | None, policy: GatePolic
     checks = []
     if len(candidate.ranks) >= max(chosen.min_queries, 1):
         for name, floor, values in measures:
-            checks.append(_check(f"{name}, floor", values(candidate), floor, chosen))
+            checks.append(_check(f"{name}, floor", values(candidate), 0.0, floor, chosen))
             if current is not None and current.index_digest != candidate.index_digest:
                 pairs = zip(values(candidate), values(current), strict=True)
-                checks.append(_check(f"{name}, change", [a - b for a, b in pairs], -chosen.margin, chosen))
+                checks.append(_check(f"{name}, change", [a - b for a, b in pairs], -1.0, -chosen.margin, chosen))
     reasons = [check.reason for check in checks]
     verdicts = {check.verdict for check in checks}
     verdict: Verdict
@@ -197,37 +190,17 @@ def _metrics(measured: Measurement) -> dict[str, float]:
     return recalls | {"mrr": round(measured.mean_reciprocal_rank, 6)}
 
 
-def _check(name: str, values: list[float], limit: float, policy: GatePolicy) -> Check:
+def _check(name: str, values: list[float], lowest: float, limit: float, policy: GatePolicy) -> Check:
+    """`values` are within [lowest, 1]."""
     import numpy as np
 
-    estimate, low, high = bootstrap_mean(
-        np.asarray(values), confidence=policy.confidence, resamples=policy.resamples, seed=policy.seed
-    )
+    from sluice.statistics.bounded import bounded_mean
+
+    found = np.asarray(values, dtype=np.float64)
+    interval = bounded_mean(found, lowest, 1.0, confidence=policy.confidence).interval
     verdict: Verdict = "inconclusive"
-    if low >= limit:  # comparisons with NaN are false, so NaN stays inconclusive
+    if interval.low >= limit:
         verdict = "pass"
-    elif high < limit:
+    elif interval.high < limit:
         verdict = "fail"
-    return Check(name, estimate, low, high, limit, verdict)
-
-
-def bootstrap_mean(
-    values: npt.NDArray[np.float64], *, confidence: float, resamples: int, seed: int
-) -> tuple[float, float, float]:
-    """(mean, low, high): percentile bootstrap of a mean of values in [-1, 1]. Seeded, so the same input answers alike.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13. Where (almost) all values are
-    equal the bootstrap sees no spread, so each side is at least as wide as the exact bound for an event that was seen
-    0 times in n, -ln(1 - confidence)/n (the "rule of three": Hanley and Lippman-Hand, JAMA 249, 1983).
-    """
-    import numpy as np
-
-    n = len(values)
-    if n == 0 or not np.isfinite(values).all():
-        return math.nan, math.nan, math.nan
-    generator = np.random.default_rng(seed)
-    means = np.array([values[generator.integers(0, n, n)].mean() for _ in range(resamples)])
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(means, [tail, 1.0 - tail])
-    mean, least = float(values.mean()), -math.log(1.0 - confidence) / n
-    return mean, min(float(low), mean - least), max(float(high), mean + least)
+    return Check(name, float(found.mean()), interval.low, interval.high, limit, verdict)

@@ -3,7 +3,7 @@
 What MLflow 3.17 makes of markdown there (looked at in a browser): lists, links, code and pictures are shown; tables
 have no lines, no space between columns and no alignment; colours, quotes and most HTML are dropped; the list of
 versions shows the start of the raw first line. So a table becomes aligned text in a code block where it fits, and the
-first line carries the verdict.
+first line carries the verdict. A picture is shown in its own size, about 700 pixels are there for it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ VERDICTS = {
 }
 
 DECIDE = (
-    "**To decide:** run `sluice approve {number}` or `sluice reject {number}`. Or here, under Tags: set `approval` to "
-    "`approved` or `rejected`, with `approval.by` (your name) and `approval.reason`; or give it the alias `approved`."
+    "**To approve:** `sluice approve {number} --reason '...'`. Or here, under Tags: set `approval` to `approved`, with "
+    "`approval.by` (your name) and `approval.reason`; or give it the alias `approved`. To refuse: `sluice reject "
+    "{number}`, or `rejected`."
 )
+TWO = "**Two people must approve** ({why}), one of them at least with `sluice approve`: here nobody checks a name."
+SPARE = 400
+"""Characters left free on a page that asks, for what is said of the approval later."""
 
 CUT = "*(Shortened here: the gate run holds the whole report.)*"
 
@@ -46,16 +50,20 @@ def describe(
     links: dict[str, str],
     picture: str | None = None,
     asks: bool = True,
+    second_approver: str = "",
 ) -> str:
     """The page's text: verdict, what it means, the gate's own words, how to decide (if it `asks`), links, one picture.
 
     `markdown` is the gate's summary: paragraphs, lists, pipe tables. A leading heading is dropped (the verdict is the
     heading), so is `**Gate: PASS.**` at the start, whose sentence then stands for ours. `links` maps words to
-    addresses. At most `LIMIT` characters: the gate's last paragraphs give way first.
+    addresses; `second_approver` says why two people have to approve, empty: one is enough. At most `LIMIT` characters,
+    `SPARE` of them left free: the gate's last paragraphs give way first.
     """
     decide = DECIDE.format(number=number) if asks and verdict in ("pass", "overridden") else ""
+    if decide and second_approver:
+        decide = f"{TWO.format(why=second_approver)} {decide}"
     more = " · ".join(f"[{words}]({address})" for words, address in links.items())
-    ending = [part for part in (decide, more, f'<img src="{picture}" width="620">' if picture else "") if part]
+    ending = [part for part in (decide, more, f'<img src="{picture}">' if picture else "") if part]
     blocks = _blocks(markdown)
     opening = [f"### Gate: {verdict.upper()}"]
     if blocks and (said := _SAID.match(blocks[0])):
@@ -66,7 +74,7 @@ def describe(
     while True:
         body = kept if len(kept) == len(blocks) else [*kept, CUT]
         text = "\n\n".join([*opening, *body, *ending])
-        if len(text) <= LIMIT:
+        if len(text) <= LIMIT - SPARE:
             return text
         if not kept:
             return "\n\n".join([*opening, CUT, *ending[:-1]])[:LIMIT]

@@ -6,8 +6,7 @@ training run may have been written while training ran (`training_run.py`): it is
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from sluice.infra.progress import Report, no_report
@@ -21,7 +20,6 @@ from sluice.registry.run_page import (
     MetricPoint,
     RunLink,
     RunPage,
-    Table,
     table_tag,
 )
 
@@ -77,7 +75,7 @@ def log_gate_run(
     metrics: Mapping[str, float],
     files: Mapping[str, Path],
     holdout: DatasetReference | None = None,
-    answers: Table | None = None,
+    tables: Sequence[str] = (),
     parameters: Mapping[str, Json] | None = None,
     markdown: str = "",
     tags: Mapping[str, str] | None = None,
@@ -87,8 +85,8 @@ def log_gate_run(
 ) -> RunLink:
     """Log a comparison of candidate and champion; one run for each report digest.
 
-    `files`: report.html, report.json, plots. `answers`: the paired answers, question by question. `metrics` are the
-    summary's figures; `parameters` the gate's policy; `markdown` is shown as the run's description.
+    `files`: report.html, report.json, plots; `tables` names those among them that are tables in MLflow's form.
+    `metrics` are the figures; `parameters` the gate's policy; `markdown` is shown as the run's description.
     """
     require_digest(report_digest, "report_digest")
     require_digest(candidate_digest, "candidate_digest")
@@ -97,27 +95,22 @@ def log_gate_run(
         run_tags["champion"] = require_digest(champion_digest, "champion_digest")
     if markdown:
         run_tags[NOTE_TAG] = align_tables(markdown)
-    with tempfile.TemporaryDirectory() as folder:
-        shown = dict(files)
-        if answers is not None:
-            path = Path(folder) / "answers.json"
-            path.write_text(answers.to_json())
-            shown["answers.json"] = path
-            run_tags |= table_tag(["answers.json"])
-        return _log_run(
-            registry,
-            experiment="gates",
-            key=report_digest,
-            name=f"{application} {short(candidate_digest)}: {verdict}",
-            parameters=parameters or {},
-            metrics=[MetricPoint(name, value, 0) for name, value in metrics.items()],
-            files=shown,
-            dataset=holdout,
-            tags={**run_tags, **(tags or {})},
-            started=started,
-            finished=finished,
-            report=report,
-        )
+    if tables:
+        run_tags |= table_tag(tables)
+    return _log_run(
+        registry,
+        experiment="gates",
+        key=report_digest,
+        name=f"{application} {short(candidate_digest)}: {verdict}",
+        parameters=parameters or {},
+        metrics=[MetricPoint(name, value, 0) for name, value in metrics.items()],
+        files=files,
+        dataset=holdout,
+        tags={**run_tags, **(tags or {})},
+        started=started,
+        finished=finished,
+        report=report,
+    )
 
 
 def _log_run(

@@ -30,9 +30,10 @@ Kind = Literal["base", "adapter", "merged", "index"]
 RELEASED = ("adapter", "merged")
 """Kinds that a person approves. An index goes live by its gate alone, the base model is there first."""
 
-PASSING = ("pass", "overridden")
+PASSING = ("PASS", "OVERRIDDEN")
+"""Values of the tag `gate` with which a version may be approved."""
 NOWHERE = "none"
-UNGATED, WAITING, BLOCKED = "waits for gate", "waiting", "blocked by gate"
+UNGATED, WAITING, BLOCKED = "waits for gate", "pending", "blocked by gate"
 """Values of the tag `approval` before a person decides."""
 RESERVED_TAGS = (DIGEST_TAG, "kind", "gate", "decision", "approval", "champion")
 
@@ -146,36 +147,44 @@ def set_gate(
     *,
     gate_run: RunLink | None = None,
     picture: str | None = None,
+    more: Mapping[str, str] | None = None,
+    second_approver: str = "",
 ) -> Version:
     """Show a gate's decision on the version: verdict, description, alias `candidate` when it may be approved.
 
-    `markdown` is the gate's summary (see `description`), `gate_run` the run that holds report.html, `picture` the path
-    of one of its plots. A decision that the version does not show yet asks for a new approval; the same one again
-    changes no approval.
+    `markdown` is the gate's summary (see `description`), `gate_run` the run that holds report.html and items.html,
+    `picture` the path of one of its plots, `more` further links, `second_approver` why two people must approve. A
+    decision that the version does not show yet asks for a new approval; the same one again changes no approval.
     """
     if verdict not in VERDICTS:
         raise InputError(f"verdict = {verdict!r} is not one of {', '.join(VERDICTS)}.")
     require_digest(decision_digest, "decision_digest")
+    shown_verdict = verdict.upper()
     current = get_version(registry, version.name, version.number)
     asks = current.tags.get("kind") in RELEASED
     if current.tags.get("decision") != decision_digest and asks:
         # An approval belongs to one decision: the old one goes first, the new decision is written last, so that a
         # crash in between leaves a version that asks again, never one that was approved unseen.
-        set_tag(registry, version, "approval", waiting_state(verdict))
+        set_tag(registry, version, "approval", waiting_state(shown_verdict))
         for name in ("approval.recorded", "approval.by", "approval.reason", "approval.answer"):
             if name in current.tags:
                 registry.delete("model-versions/delete-tag", name=version.name, version=str(version.number), key=name)
     elif asks and current.tags.get("approval", UNGATED) == UNGATED:
-        set_tag(registry, version, "approval", waiting_state(verdict))
-    set_tag(registry, version, "gate", verdict)
-    shown = {} if gate_run is None else {"Report": f"{gate_run.url}/artifacts/report.html", "Gate run": gate_run.url}
+        set_tag(registry, version, "approval", waiting_state(shown_verdict))
+    set_tag(registry, version, "gate", shown_verdict)
+    shown = {}
+    if gate_run is not None:
+        pages = {"Report": "report.html", "All items": "items.html"}
+        shown = {words: f"{gate_run.url}/artifacts/{page}" for words, page in pages.items()}
+        shown["Gate run"] = gate_run.url
     text = describe(
         verdict=verdict,
         markdown=markdown,
         number=version.number,
-        links={**shown, "All versions": links.model_page(registry.uri, version.name)},
+        links={**shown, **(more or {}), "All versions": links.model_page(registry.uri, version.name)},
         picture=links.run_file(registry.uri, gate_run.run_id, picture) if gate_run and picture else None,
         asks=asks,
+        second_approver=second_approver,
     )
     registry.patch("model-versions/update", name=version.name, version=str(version.number), description=text)
     _follow_gate(registry, get_version(registry, version.name, version.number))
@@ -203,9 +212,9 @@ def index_model(application: str) -> str:
     return f"{application}-index"
 
 
-def waiting_state(verdict: str) -> str:
-    """The value of the tag `approval` before a person decides."""
-    return WAITING if verdict in PASSING else BLOCKED
+def waiting_state(gate: str) -> str:
+    """The value of the tag `approval` before a person decides, by that of the tag `gate`."""
+    return WAITING if gate in PASSING else BLOCKED
 
 
 def set_tag(registry: MlflowRegistry, version: Version, key: str, value: str) -> None:

@@ -46,7 +46,7 @@ class VllmSettings:
     port: int
     host: str = "127.0.0.1"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    max_model_len: int = 1024
+    max_model_len: int = 4096
     max_loras: int = 4
     max_lora_rank: int = 16
     max_num_seqs: int = 64

@@ -142,7 +142,7 @@ def build_tiny_llama(folder: Path, *, seed: int = 0) -> BaseModel:
         key_value_heads=2,
         intermediate=256,
         vocabulary=meta["llama.vocab_size"],
-        context=2048,
+        context=8192,
         rope_base=10_000.0,
         norm_epsilon=1e-5,
     )

@@ -12,13 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from sluice.infra.errors import InputError
-from sluice.training.recipe_file import read_yaml
-from sluice.training.recipe_mistakes import describe
+from sluice.infra.field_mistakes import validated
+from sluice.infra.yaml_file import read_text, read_yaml
 from sluice.training.recipe_sections import Section
 
 GIB = 2**30
@@ -138,16 +137,8 @@ def find_node_type(name_or_path: str) -> NodeType:
             f"--node-type {name_or_path!r} is no node type that is known.",
             hint=f"Known: this, {', '.join(NODE_TYPES)}; or a YAML file with {', '.join(NodeType.model_fields)}.",
         )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--node-type {name_or_path!r} cannot be read: {error}.") from error
-    read = read_yaml(text, name_or_path)
-    values: dict[str, Any] = read.values
-    try:
-        return NodeType.model_validate(values)
-    except ValidationError as error:
-        raise describe(error, read.problems, values, read.lines, NodeType, name_or_path) from error
+    read = read_yaml(read_text(path, "node type"), name_or_path, "node type")
+    return validated(NodeType, read.values, name_or_path, read.lines, read.problems)
 
 
 def dollars_per_hour(name: str, nodes: int) -> float | None:

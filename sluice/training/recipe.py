@@ -14,14 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
+from pydantic_core import ErrorDetails
 
 from sluice.infra.errors import InputError
+from sluice.infra.field_mistakes import cross_error, nearest, validated
+from sluice.infra.yaml_file import read_text, read_yaml
 from sluice.provenance.canonical import Json, digest_json
 from sluice.training.recipe_checks import problems_of
-from sluice.training.recipe_file import read_yaml
-from sluice.training.recipe_mistakes import describe, nearest
 from sluice.training.recipe_sections import (
     BudgetSection,
     CheckpointSection,
@@ -42,6 +42,12 @@ from sluice.training.recipe_sections import (
 
 RECIPES = Path(__file__).with_name("recipes")
 _NOT_OF_THE_WEIGHTS = ("name", "checkpoints", "samples", "output", "budget")
+_HINT = "`sluice recipe show` lists every field with its default and meaning."
+_PREFERENCE = ("dpo", "orpo", "kto", "simpo", "ipo", "rlhf", "grpo", "ppo")
+_NO_PREFERENCE = (
+    "is not offered: NeMo AutoModel 0.7 has neither a recipe nor a loss for preference tuning; train on the preferred "
+    "answers alone (method: lora)"
+)
 
 
 class Recipe(Section):
@@ -66,8 +72,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
         if problems := problems_of(self):
-            context = {"problems": problems, "values": self.to_json()}
-            raise PydanticCustomError("cross", "fields do not go together", context)
+            raise cross_error(problems, self.to_json())
         return self
 
     def to_json(self) -> Json:
@@ -102,16 +107,8 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     packaged = RECIPES / f"{name_or_path}.yaml"
     if path.suffix not in (".yaml", ".yml") and packaged.is_file():
         path = packaged
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"The recipe {str(name_or_path)!r} is not UTF-8 text: {error.reason}.") from error
-    except OSError as error:
-        raise InputError(
-            f"There is no recipe {str(name_or_path)!r}: {error.strerror}.",
-            hint=f"Give a path to a YAML file, or one of: {', '.join(packaged_recipes())}.",
-        ) from error
-    return parse_recipe(text, str(path))
+    hint = f"Give a path to a YAML file, or one of: {', '.join(packaged_recipes())}."
+    return parse_recipe(read_text(path, "recipe", hint), str(path))
 
 
 def packaged_recipes() -> list[str]:
@@ -121,7 +118,8 @@ def packaged_recipes() -> list[str]:
 
 def parse_recipe(text: str, source: str) -> Recipe:
     """A recipe from YAML text; `source` stands in messages. Raises `InputError` with field and line."""
-    read = read_yaml(text, source)
+    hint = "`sluice recipe show` lists the fields; `name` and `schedule.max_steps` are the least."
+    read = read_yaml(text, source, "recipe", hint)
     return _validated(read.values, source, read.lines, [*read.problems, *_given_in_vain(read.values)])
 
 
@@ -147,13 +145,12 @@ def _given_in_vain(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _validated(
     values: Any, source: str, lines: Mapping[tuple[str, ...], int], problems: Sequence[tuple[str, str]] = ()
 ) -> Recipe:
-    try:
-        recipe = Recipe.model_validate(values)
-    except ValidationError as error:
-        raise describe(error, problems, values, lines, Recipe, source) from error
-    if problems:
-        raise describe(None, problems, values, lines, Recipe, source)
-    return recipe
+    return validated(Recipe, values, source, lines, problems, hint=_HINT, habit=_no_preference)
+
+
+def _no_preference(problem: ErrorDetails) -> str:
+    preference = problem["loc"] == ("method",) and str(problem["input"]).lower() in _PREFERENCE
+    return _NO_PREFERENCE if preference else ""
 
 
 def _known_fields(parents: list[str]) -> str:

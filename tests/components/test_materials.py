@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+from mlflow.utils.validation import path_not_unique, validate_param_and_metric_name
 
 from sluice.components import curate
 from sluice.components.register import register_step
@@ -95,9 +96,20 @@ class Chain:
             "policy": {},
             "created": "2026-03-01T12:00:00+00:00",
             "expires": "2026-03-08T12:00:00+00:00",
+            "second_approver_because": ["another training recipe"],
         }
         self.decision = store.put_files({"decision.json": json.dumps(decided).encode()}, "decision").digest
-        self.report = store.put_files({"report.md": b"**Gate: PASS.** Good.", "report.html": b"<p/>"}, "report").digest
+        page = {
+            "report.md": b"**Gate: PASS.** Good.",
+            "report.html": b"<p/>",
+            "items.json": b"{}",
+            "forest.png": b"png",
+        }
+        metric = {"metric": "token_f1", "interval": [0.1, 0.5], "champion": 0.3, "candidate": 0.6, "difference": 0.3}
+        metrics = [{**metric, "slice": name, "n": 3} for name in ("", "category=a/b?")]
+        checks = [{"verdict": "pass", "advisory": False}, {"verdict": "fail", "advisory": True}]
+        page["report.json"] = json.dumps({"metrics": metrics, "decision": {"checks": checks}}).encode()
+        self.report = store.put_files(page, "report").digest
 
     def register(self) -> int:
         return register_step(
@@ -137,7 +149,10 @@ def test_a_version_comes_with_signature_bill_and_differences(chain: Chain) -> No
     options = chain.told["register_version"][1]
     assert options["tags"]["signature"] == chain.signature.digest
     assert options["files"]["model.sig"].read_bytes() == chain.signature.data
-    assert "adapter_config.json: new against champion" in chain.told["set_gate"][0][3]
+    values, shown = chain.told["set_gate"]
+    assert "adapter_config.json: new against champion" in values[3]
+    assert (shown["picture"], shown["second_approver"]) == ("forest.png", "another training recipe")
+    assert shown["more"]["Data card"].endswith("/artifacts/data-card.html")
     data = options["files"]["bom.cdx.json"].read_text()
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(data) is None
     bom = json.loads(data)
@@ -182,3 +197,16 @@ def test_an_adapter_without_signature_is_not_registered(chain: Chain) -> None:
     with pytest.raises(IntegrityError, match="has no signature"):
         chain.register()
     assert chain.told == {}
+
+
+def test_the_gate_run_has_every_figure_under_a_name_that_mlflow_takes(chain: Chain) -> None:
+    chain.register()
+    options = chain.told["log_gate_run"][1]
+    assert options["tables"] == ["items.json"]
+    metrics = options["metrics"]
+    assert metrics["token_f1/difference"] == 0.3
+    assert metrics["token_f1/category:a_b_/low"] == 0.1
+    assert (metrics["checks/pass"], metrics["checks/fail"]) == (1.0, 0.0), "advisory checks are not counted"
+    for name in metrics:
+        assert validate_param_and_metric_name(name)
+        assert not path_not_unique(name)

@@ -19,6 +19,7 @@ from sluice.components.train import step_arguments
 from sluice.components.trial import STOPPED, end_of_trial, judge, rung_of_trial, stop_trial, trial_step
 from sluice.components.workspace import Workspace
 from sluice.evaluation.answers import Answer, write_answers
+from sluice.evaluation.items import ITEMS_FILE, Item, read_items
 from sluice.infra.errors import InputError, StepFailed
 from sluice.infra.settings import MlflowSettings, Settings
 from sluice.provenance.artifacts import ArtifactStore
@@ -135,8 +136,8 @@ def test_trials_are_chosen_by_the_validation_split_and_scored_by_the_gates_metri
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts = selection_step(place.task("selection"), dataset=place.dataset)
-    rows = [json.loads(line) for line in place.workspace.file(prompts, "prompts.jsonl").splitlines()]
-    assert rows[3] == {"item_id": "v3", "messages": [{"role": "user", "content": "q3"}]}
+    items = read_items(place.workspace.folder(prompts) / ITEMS_FILE)
+    assert items[3] == Item("v3", "q3", "a permit", ({"role": "user", "content": "q3"},))
     answers = [Answer(f"v{n}", "a permit" if n < 4 else "", "stop", 1, 1, 0.1, 0.1) for n in range(10)]
 
     def evaluate(*_: Any, **__: Any) -> str:
@@ -145,7 +146,7 @@ def test_trials_are_chosen_by_the_validation_split_and_scored_by_the_gates_metri
         write_answers(folder / "answers.jsonl", answers)
         return place.workspace.artifacts.put_directory(folder, "answers").digest
 
-    monkeypatch.setattr("sluice.components.evaluate.evaluate_step", evaluate)
+    monkeypatch.setattr("sluice.components.answers.answers_step", evaluate)
     options = {"release": place.trained(1), "base": place.base, "prompts": prompts, "suite": "demo"}
     assert score_step(running := place.task("score"), **options) == "0.4"
     assert running.state.summary == "token_f1 0.400 over 10 validation examples"

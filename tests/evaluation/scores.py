@@ -14,7 +14,13 @@ from sluice.evaluation.scores import Scores, column, scores_of
 from sluice.provenance.canonical import digest_json
 
 NOW = datetime(2026, 11, 21, 10, 0, tzinfo=UTC)
-SUBJECTS = Subjects(*(digest_json(name) for name in ("candidate", "champion", "holdout", "suite", "index")))
+SUBJECTS = Subjects(
+    candidate=digest_json("candidate"),
+    champion=digest_json("champion"),
+    holdout=digest_json("holdout"),
+    suite=digest_json("suite"),
+    index=digest_json("index"),
+)
 
 
 def scores(**columns: Sequence[float | None]) -> Scores:
@@ -38,7 +44,7 @@ def policy(*checks: dict[str, Any], **changes: Any) -> Policy:
     return Policy.model_validate({"minimum_n": 100, "error_budget": 0.02, "checks": list(checks), **changes})
 
 
-def gate(champion: Scores, candidate: Scores, rules: Policy | None = None) -> Decision:
-    """Compare and decide."""
+def gate(champion: Scores, candidate: Scores, rules: Policy | None = None, **more: Any) -> Decision:
+    """Compare (`more`: slices, demoted) and decide."""
     rules = rules or policy()
-    return decide(compare(champion, candidate, rules), rules, SUBJECTS, NOW)
+    return decide(compare(champion, candidate, rules, **more), rules, SUBJECTS, NOW)

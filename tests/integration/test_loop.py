@@ -62,7 +62,7 @@ def test_mlflow_shows_the_champion_and_its_gate(installation: Installation, loop
     ).json()["model_version"]
     tags = {tag["key"]: tag["value"] for tag in version["tags"]}
     assert "champion" in version["aliases"]
-    assert tags["gate"] == "pass"
+    assert tags["gate"] == "PASS"
     assert tags["approval.by"] == "policy:demo"
     assert "95%" in version["description"]
     assert "answer_rate" in version["description"].lower() or "answer rate" in version["description"].lower()

@@ -149,7 +149,7 @@ def test_a_registration_that_crashed_anywhere_is_one_version(registry: MlflowReg
     for name in names:
         (version,) = list_versions(registry, name)
         assert (version.number, version.aliases) == (1, ("candidate",))
-        assert (version.tags["gate"], version.tags["approval"]) == ("pass", "waiting")
+        assert (version.tags["gate"], version.tags["approval"]) == ("PASS", "pending")
         assert version.tags["decision"] == DECISION
 
 
@@ -173,7 +173,7 @@ def test_the_gate_is_shown_and_a_new_decision_asks_again(registry: MlflowRegistr
     run = RunLink("r" * 32, f"{registry.uri}/#/experiments/2/runs/{'r' * 32}")
     passed = set_gate(registry, version, "pass", GATE, DECISION, gate_run=run, picture="f1.png")
     assert passed.aliases == ("candidate",)
-    assert (passed.tags["gate"], passed.tags["approval"], passed.tags["decision"]) == ("pass", "waiting", DECISION)
+    assert (passed.tags["gate"], passed.tags["approval"], passed.tags["decision"]) == ("PASS", "pending", DECISION)
     shown = registry.get("model-versions/get", name="gated", version="1")["model_version"]["description"]
     assert shown.startswith("### Gate: PASS")
     assert f"{run.url}/artifacts/report.html" in shown
@@ -340,7 +340,7 @@ def test_an_index_is_a_version_with_its_gate_and_asks_nobody(
     first = find_version(registry, "faq-index", one)
     assert first is not None
     assert (first.aliases, first.tags["kind"], first.tags["recall.at.2"]) == (("champion",), "index", "0.910")
-    assert (first.tags["gate"], first.tags["champion"], "approval" in first.tags) == ("pass", "current", False)
+    assert (first.tags["gate"], first.tags["champion"], "approval" in first.tags) == ("PASS", "current", False)
     page = registry.get("model-versions/get", name="faq-index", version="1")["model_version"]["description"]
     assert page.startswith("### Gate: PASS")
     assert "0.910" in page
@@ -378,6 +378,8 @@ def test_runs_hold_what_people_look_for(registry: MlflowRegistry, card: Path, tm
     assert len(history) == 1200
     report = tmp_path / "report.html"
     report.write_text("<h1>Report</h1>")
+    table = tmp_path / "items.json"
+    table.write_text(Table(["question", "candidate", "champion"], [["Why?", "Because.", "No."]]).to_json())
     gate = log_gate_run(
         registry,
         application="runs",
@@ -385,13 +387,13 @@ def test_runs_hold_what_people_look_for(registry: MlflowRegistry, card: Path, tm
         candidate_digest=digest_json("runs"),
         champion_digest=BASE,
         verdict="pass",
-        metrics={"token_f1.difference": 0.339},
-        files={"report.html": report, "plots/f1.png": report},
+        metrics={"token_f1/category:permits/difference": 0.339},
+        files={"report.html": report, "plots/f1.png": report, "items.json": table},
         holdout=DatasetReference("holdout", digest_json("holdout"), {"items": 120}, "evaluation"),
-        answers=Table(["question", "candidate", "champion"], [["Why?", "Because.", "No."]]),
+        tables=["items.json"],
     )
     files = registry.get("artifacts/list", run_id=gate.run_id)["files"]
-    assert sorted(file["path"] for file in files) == ["answers.json", "plots", "report.html"]
+    assert sorted(file["path"] for file in files) == ["items.json", "plots", "report.html"]
     page = httpx.get(f"{registry.uri}/get-artifact", params={"path": "report.html", "run_uuid": gate.run_id})
     assert page.text == "<h1>Report</h1>"
     assert gate.url.startswith(f"{registry.uri}/#/experiments/{registry.experiment('gates')}/runs/")

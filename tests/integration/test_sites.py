@@ -208,7 +208,7 @@ def test_two_sites_converge_through_a_cut_and_a_kill(world: World, tmp_path: Pat
     # Its people decide themselves: the gate's decision counts, the approval has to be theirs.
     state = read_state(world.south_ledger)
     assert [entry.kind for entry in state.entries] == ["import", "decision"]
-    assert version.tags["approval"] == "waiting"
+    assert version.tags["approval"] == "pending"
     record_approval(world.south_ledger, adapter=release, approver="sue")
 
     again = world.sync()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sluice.registry.description import CUT, LIMIT, describe
+from sluice.registry.description import CUT, LIMIT, SPARE, describe
 
 TABLE = """| Metric | Candidate | Champion | Difference (95%) | Result |
 |---|---:|---:|---|---|
@@ -24,10 +24,16 @@ def test_the_verdict_is_the_first_line_and_its_meaning_follows() -> None:
 
 
 def test_only_a_version_that_may_be_approved_says_how() -> None:
-    assert "`sluice approve 7`" in page("x")
-    assert "`sluice approve 7`" in page("x", "overridden")
+    assert "`sluice approve 7 --reason '...'`" in page("x")
+    assert "`sluice approve 7 --reason '...'`" in page("x", "overridden")
     assert "approve" not in page("x", "fail").replace("approves", "")
     assert "sluice approve" not in page("x", "inconclusive")
+
+
+def test_a_decision_that_asks_for_two_people_says_so_and_why() -> None:
+    assert "**Two people must approve** (another base model)" in page("x", second_approver="another base model")
+    assert "Two people" not in page("x")
+    assert "Two people" not in page("x", "fail", second_approver="another base model")
 
 
 def test_a_table_becomes_aligned_text_with_figures_to_the_right() -> None:
@@ -58,7 +64,7 @@ def test_a_table_too_wide_for_the_page_stays_a_table_that_wraps() -> None:
     assert "```" not in text
     assert "| 0.595&nbsp;&nbsp;&nbsp; |" in text
     assert "|---|---|---|---|---|" in text
-    assert text.index("12.25") < text.index("\n\n&nbsp;\n\n") < text.index("**To decide:**")
+    assert text.index("12.25") < text.index("\n\n&nbsp;\n\n") < text.index("**To approve:**")
 
 
 def test_a_table_under_its_title_line_is_found() -> None:
@@ -72,7 +78,8 @@ def test_a_code_block_with_blank_lines_stays_whole() -> None:
 
 def test_a_long_report_is_cut_between_blocks_and_says_so() -> None:
     text = page("\n\n".join(["First."] + ["word " * 150] * 20), picture="http://m/p.png")
-    assert len(text) <= LIMIT
+    # What is said of the approval later has to fit too.
+    assert len(text) <= LIMIT - SPARE
     assert "First." in text
     assert CUT in text
     assert text.index(CUT) < text.index("sluice approve") < text.index("<img")

@@ -15,7 +15,9 @@ from sluice.pipelines.cli import (
     chain,
     collect,
     explain,
+    gate,
     history,
+    judge,
     keys,
     output,
     recipe,
@@ -50,6 +52,7 @@ releases.add_to(app)
 approvals.add_to(app)
 chain.add_to(app)
 explain.add_to(app)
+gate.add_to(app)
 collect.add_to(app)
 history.add_to(app)
 audit.add_to(app)
@@ -58,6 +61,7 @@ keys.add_to(app)
 sites.add_to(app)
 recipe.add_to(app)
 train.add_to(app)
+judge.add_to(app)
 # Applications bring verbs of their own (the demonstration does) without this package knowing them.
 for entry in entry_points(group="sluice.commands"):
     app.command(name=entry.name)(entry.load())

@@ -62,8 +62,8 @@ def show(
     as_json: JsonFlag = False,
 ) -> None:
     """Every field of a recipe: default, unit and meaning; with RECIPE also its value, where that is another one."""
+    from sluice.infra.field_mistakes import known_fields
     from sluice.training.recipe import Recipe, load_recipe
-    from sluice.training.recipe_mistakes import known_fields
 
     chosen = load_recipe(recipe) if recipe else None
     values = chosen.to_json() if chosen else {}
