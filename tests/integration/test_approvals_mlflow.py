@@ -144,7 +144,7 @@ def test_mlflow_calls_and_one_release_starts(site: RealSite, monkeypatch: pytest
             assert try_webhook(site.registry, hook) == ""
             thread.start()
             # The first look at all of them.
-            until(lambda: site.tags(tagged)["approval"] == "waiting")
+            until(lambda: site.tags(tagged)["approval"] == "pending")
             time.sleep(0.5)
             site.in_the_page(tagged, by="Anna", approval="approved")
             until(lambda: site.tags(tagged).get("approval.recorded") == "approved")

@@ -194,14 +194,14 @@ def test_what_is_said_in_the_page_is_read_and_answered_there(registry: MlflowReg
         return get_version(registry, "approve", 1)
 
     version = set_gate(registry, register(registry, "approve", "a"), "pass", GATE, DECISION)
-    waiting = Standing("waiting", "It waits for a person.")
+    waiting = Standing("pending", "It waits for a person.")
     assert read_ui_word(version) is None
     assert is_shown(version, waiting)
     said = read_ui_word(in_the_page("approval", "aproved"))
     assert said is not None
     assert said.state is None
     answered = show(registry, version, waiting, "Neither yes nor no.")
-    assert (answered.tags["approval"], answered.tags["approval.answer"]) == ("waiting", "Neither yes nor no.")
+    assert (answered.tags["approval"], answered.tags["approval.answer"]) == ("pending", "Neither yes nor no.")
     assert read_ui_word(answered) is None
     in_the_page("approval.by", "Anna Berg")
     in_the_page("approval.reason", "read 20 answers")

@@ -70,8 +70,8 @@ class ApprovalSite:
 
     def candidate(self, release: str = A, verdict: Any = "pass", **decision: Any) -> Version:
         shown = self.decide(release, verdict, **decision)
-        waiting = "waiting" if verdict == "pass" else "blocked by gate"
-        return self.mlflow.add(release, gate=verdict, approval=waiting, **{"release.decision": shown})
+        waiting = "pending" if verdict == "pass" else "blocked by gate"
+        return self.mlflow.add(release, gate=verdict.upper(), approval=waiting, **{"release.decision": shown})
 
     def start(self, decided: Decided) -> None:
         self.started.append(decided)
