@@ -198,7 +198,7 @@ def _next(decision: Decision, standing: Standing, now: datetime) -> str:
         if missing <= 0:
             return "It is approved; `sluice release status` shows the rollout."
         who = "another person" if standing.approvals else "a person"
-        return f"Read the report, then {who}: `sluice approve {version} --comment WHY`, or `sluice reject {version}`."
+        return f"Read the report, then {who}: `sluice approve {version} --reason WHY`, or `sluice reject {version}`."
     if decision.verdict == "fail":
         return (
             "The champion stays. Look at the worst items in the report, mend data or recipe, then `sluice run retrain`."
