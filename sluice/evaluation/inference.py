@@ -6,6 +6,7 @@ or the distance from the limit. One interval and one p-value of it decide; the s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
