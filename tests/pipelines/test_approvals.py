@@ -377,6 +377,24 @@ def test_killed_between_the_ledger_and_the_start_the_next_look_starts_it(site: A
     _assert_approved_once(site)
 
 
+@pytest.mark.parametrize(("state", "write"), [("approved", "record_approval"), ("rejected", "record_rejection")])
+def test_a_decision_that_comes_in_between_is_not_decided_unseen(
+    site: ApprovalSite, monkeypatch: pytest.MonkeyPatch, state: Any, write: str
+) -> None:
+    site.champion()
+    version = site.candidate()
+    real = getattr(approvals, write)
+
+    def late(*given: Any, **named: Any) -> Any:
+        site.decide(A, report=b"another")
+        return real(*given, **named)
+
+    monkeypatch.setattr(approvals, write, late)
+    with pytest.raises(ConflictError, match="There is a later decision"):
+        record(site.workspace, version, state, "ann", "", site.start)
+    assert (site.kinds(), site.started) == ([], [])
+
+
 def test_an_approval_by_command_is_for_the_command_to_finish(site: ApprovalSite) -> None:
     """`--no-release` must not be undone by somebody who watches."""
     site.champion()
