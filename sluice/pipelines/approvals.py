@@ -42,7 +42,7 @@ from sluice.registry.versions import RELEASED, Version, get_version, list_versio
 NOT_AUTHENTICATED = "given in MLflow, where nobody checks the name"
 TAKE_OVER = "take over from MLflow"
 SETTLE_S = 1.0
-"""MLflow's page writes the tags of one dialog one after the other: a name may follow its `approved`."""
+"""MLflow writes one tag after the other: a name that a program or a dialog sends too may follow its `approved`."""
 
 
 @dataclass(frozen=True)
@@ -300,4 +300,4 @@ def _standing(workspace: Workspace, state: ReleaseState, version: Version) -> St
 
 
 def _time() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"

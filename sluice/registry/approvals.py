@@ -16,6 +16,7 @@ from typing import Literal
 
 from sluice.infra.errors import GateRefused
 from sluice.provenance.canonical import short
+from sluice.provenance.ledger import LedgerEntry
 from sluice.provenance.release_state import Decision, ReleaseState
 from sluice.registry.description import LIMIT
 from sluice.registry.mlflow_registry import MlflowRegistry, RegistryMissing
@@ -71,13 +72,13 @@ def standing_of(state: ReleaseState, release: str, now: datetime, *, allow_overr
     approvals = state.approvals_for(release)
     by = " and ".join(one.approver for one in approvals)
     if failure is not None:
-        return Standing(FAILED, f"The release failed at {failure.entry.time}: {failure.reason}.")
+        return Standing(FAILED, f"The release failed at {_when(failure.entry)}: {failure.reason}.")
     if rejection is not None:
         who, why = rejection.body["approver"], rejection.body["reason"]
-        return Standing(REJECTED, f"Rejected by {who} at {rejection.time}.", who, why)
+        return Standing(REJECTED, f"Rejected by {who} at {_when(rejection)}.", who, why)
     if state.approval_for(release) is not None:
         last = approvals[-1]
-        return Standing(APPROVED, f"Approved by {by} at {last.entry.time}.", by, last.reason)
+        return Standing(APPROVED, f"Approved by {by} at {_when(last.entry)}.", by, last.reason)
     try:
         state.require_decision(release, now, allow_override=allow_override)
     except GateRefused as refusal:
@@ -91,7 +92,7 @@ def standing_of(state: ReleaseState, release: str, now: datetime, *, allow_overr
         else "Another person must approve it with `sluice approve`: all who approve in MLflow, where nobody checks "
         "names, count as one person."
     )
-    return Standing(HALF, f"Approved by {by} at {first.entry.time}; the decision asks for two people. {how}", by)
+    return Standing(HALF, f"Approved by {by} at {_when(first.entry)}; the decision asks for two people. {how}", by)
 
 
 def read_ui_word(version: Version) -> UiWord | None:
@@ -136,6 +137,10 @@ def show(registry: MlflowRegistry, version: Version, standing: Standing, answer:
         elif not value and key in now.tags:
             _call(registry, "model-versions/delete-tag", name=now.name, version=str(now.number), key=key)
     return get_version(registry, version.name, version.number)
+
+
+def _when(entry: LedgerEntry) -> str:
+    return f"{entry.time[:16].replace('T', ' ')} UTC"
 
 
 def _closed(state: ReleaseState, decision: Decision, allow_override: bool) -> str:

@@ -27,8 +27,8 @@ VERDICTS = {
 }
 
 DECIDE = (
-    "**To approve:** `sluice approve {number} --reason '...'`. Or here, under Tags: set `approval` to `approved`, with "
-    "`approval.by` (your name) and `approval.reason`; or give it the alias `approved`. To refuse: `sluice reject "
+    "**To approve:** `sluice approve {number} --reason '...'`. Or here, under Tags: add `approval.by` (your name) and "
+    "`approval.reason`, and last set `approval` to `approved`; or give it the alias `approved`. To refuse: `sluice reject "
     "{number}`, or `rejected`."
 )
 TWO = "**Two people must approve** ({why}), one of them at least with `sluice approve`: here nobody checks a name."
