@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
@@ -25,7 +24,7 @@ from tests.serving.tiny_llama import write_adapter, write_tiny_llama
 
 pytestmark = pytest.mark.integration
 
-Array = NDArray[Any]
+Array = Any
 CONTEXT, CONTINUATIONS = "Question: Where does the sun rise?\nAnswer:", (" In the east", " In the west", " Nowhere")
 
 
