@@ -94,12 +94,10 @@ def explain(
 def _row(result: CheckResult) -> Row:
     found = result.evidence
     need = wording.need(result.check, found.metric if found else None)
-    gates = "" if not result.advisory else "judge below the floor" if result.demoted else "advisory"
+    gates = "" if not result.advisory else "demoted" if result.demoted else "advisory"
     if found is None:
         return Row(result.check.metric, result.slice, "–", "–", "–", need, result.verdict, gates, result.reason)
     old, new = (wording.value(one, found.metric) for one in (found.champion, found.candidate))
-    if result.check.rule == "limit":
-        new = wording.own(found)
     title = found.metric.title + (f", {found.metric.unit}" if found.metric.unit else "")
     return Row(title, result.slice, old, new, wording.difference(found), need, result.verdict, gates, result.reason)
 
@@ -125,11 +123,12 @@ def _missing(decision: Decision) -> Iterator[tuple[str, str]]:
 
 
 def _power(decision: Decision) -> Iterator[tuple[str, str]]:
+    """Of the checks that did not pass: what so many items can show at all."""
     found = [
         f"{one.title} {one.evidence.minimum_detectable_effect:.2g} with {one.evidence.n} items"
         + (f" ({one.evidence.needed_n} for what is asked)" if (one.evidence.needed_n or 0) > one.evidence.n else "")
         for one in decision.checks
-        if one.evidence and one.evidence.minimum_detectable_effect and not one.advisory
+        if one.evidence and one.evidence.minimum_detectable_effect and not one.advisory and one.verdict != "pass"
     ]
     if found:
         power = f"{decision.policy.power:.0%}"
@@ -199,7 +198,7 @@ def _next(decision: Decision, standing: Standing, now: datetime) -> str:
         if missing <= 0:
             return "It is approved; `sluice release status` shows the rollout."
         who = "another person" if standing.approvals else "a person"
-        return f"Read the report, then {who}: `sluice approve {version} --comment WHY`, or `sluice reject {version}`."
+        return f"Read the report, then {who}: `sluice approve {version} --reason WHY`, or `sluice reject {version}`."
     if decision.verdict == "fail":
         return (
             "The champion stays. Look at the worst items in the report, mend data or recipe, then `sluice run retrain`."
@@ -218,8 +217,8 @@ def _mend(decision: Decision) -> str:
     if any(one.obstacle for one in evidence):
         return "Ask more items, or lower minimum_n in the policy if fewer are truly enough."
     needed = max((one.needed_n or 0 for one in evidence), default=0)
-    more = f"about {needed} items would decide" if needed > max(one.n for one in evidence) else "more items may decide"
-    return f"Ask more items ({more}), or ask for less in the policy; docs/evaluation.md tells how much n buys."
+    more = f" (about {needed} would show what is asked)" if needed > max(one.n for one in evidence) else ""
+    return f"Ask more items{more}, or ask for less in the policy; docs/evaluation.md tells what n buys."
 
 
 def subject_line(decision: Decision) -> str:

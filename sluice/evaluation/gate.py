@@ -7,7 +7,7 @@ few items, too many errors, a number that is none, or an interval that straddles
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -165,7 +165,8 @@ def _limited(
         return "fail", f"{asked} is not kept"
     if low > 0:
         return "inconclusive", f"{asked} is kept on its own, but not after correction for several checks"
-    return "inconclusive", f"{asked} is neither shown nor excluded by {found.n} items"
+    needed = f", about {found.needed_n} would show it" if (found.needed_n or 0) > found.n else ""
+    return "inconclusive", f"{asked} is neither shown nor excluded by {found.n} items{needed}"
 
 
 def _hits(found: MetricComparison) -> str:
@@ -190,11 +191,11 @@ def _summary(verdict: Verdict, gating: list[CheckResult], comparison: Comparison
     items = f"on {comparison.total} held-out questions"
     if verdict == "pass":
         better = [_scored(result) for result in gating if result.check.rule == "superiority"]
-        kept = [result.title for result in gating if result.check.rule == "non_inferiority"]
-        within = [result.title for result in gating if result.check.rule == "limit"]
+        kept = _titles(result for result in gating if result.check.rule == "non_inferiority")
+        within = _titles(result for result in gating if result.check.rule == "limit")
         claims = [f"better in {wording.joined(better)}"] if better else []
-        claims += [f"not worse in {wording.joined(kept)}"] if kept else []
-        claims += [f"within the limits of {wording.joined(within)}"] if within else []
+        claims += [f"not worse in {kept}"] if kept else []
+        claims += [f"within the limits of {within}"] if within else []
         return f"The candidate may replace the champion: {items} its answers are {wording.joined(claims)}."
     if verdict == "fail":
         words = {"superiority": "not better in", "non_inferiority": "worse in", "limit": "beyond the limit of"}
@@ -209,7 +210,15 @@ def _summary(verdict: Verdict, gating: list[CheckResult], comparison: Comparison
 
 
 _MOST = 3
-"""Open checks that a summary spells out."""
+"""Checks of a kind that a summary spells out."""
+
+
+def _titles(results: Iterable[CheckResult]) -> str:
+    """The first few, whole metrics before their slices; the rest is counted."""
+    titles = [one.title for one in sorted(results, key=lambda one: bool(one.slice))]
+    if len(titles) > _MOST + 1:
+        titles = [*titles[:_MOST], f"{len(titles) - _MOST} more checks"]
+    return wording.joined(titles) if titles else ""
 
 
 def _scored(result: CheckResult) -> str:

@@ -71,10 +71,10 @@ def head_to_head(
     judged_limit = (suite.judged.limit or len(order)) if suite.judged and judging else 0
     judged = {item.id for item in order[:judged_limit]}
     batch = suite.sequential.batch if suite.sequential else len(order)
-    by_looking = {name for name in suite.metrics if batch < len(order)}
+    by_looking = dict.fromkeys(suite.metrics, len(order)) if batch < len(order) else {}
     # Metrics whose items were all measured before the first look were never chosen by looking.
     if suite.judged and batch < min(judged_limit, len(order)):
-        by_looking |= set(suite.judged.metrics)
+        by_looking |= dict.fromkeys(suite.judged.metrics, len(judged))
     slices = {item.id: item.slices for item in order}
     sides = (_Measuring(champion, "champion", suite, judging), _Measuring(candidate, "candidate", suite, judging))
     looks: list[Look] = []
@@ -133,7 +133,7 @@ class _Measuring:
             said: Report = lambda _, __, told: report(len(items), 0, f"{self._name}: {told}")  # noqa: E731
             self._columns.append(self._judging.columns(chosen, of_chosen, said))
 
-    def scores(self, by_looking: set[str]) -> Scores:
+    def scores(self, by_looking: Mapping[str, int]) -> Scores:
         return scores_of(joined_columns(self._columns, sequential=by_looking), dict(sorted(self._outcomes.items())))
 
 

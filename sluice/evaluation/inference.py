@@ -22,6 +22,7 @@ from sluice.statistics.paired import (
     Interval,
     bootstrap_mean,
     mcnemar_exact,
+    minimum_detectable_effect,
     needed_n,
     relative_gain,
     score_interval,
@@ -78,8 +79,8 @@ def infer(
     if check.rule == "limit":
         assert own is not None
         interval, room, p = _limit(own, check, policy, resamples)
-        shown = _detectable(own.values, (interval.high - interval.low) / 2, policy)
-        return replace(told, own=interval, room=room, p=p, minimum_detectable_effect=shown)
+        shown, needed = _detectable(own.values, interval, policy), _needed(own, check, policy)
+        return replace(told, own=interval, room=room, p=p, minimum_detectable_effect=shown, needed_n=needed)
     assert gain is not None
     effect = check.minimum_effect if check.rule == "superiority" else 0.0
     if check.rule == "non_inferiority" and check.share is not None:
@@ -92,7 +93,7 @@ def infer(
         above = effect if check.rule == "non_inferiority" else 0.0
         tested = gain
     gains = found.after - found.before
-    shown = _detectable(gains, (gain.interval.high - gain.interval.low) / 2, policy)
+    shown = _detectable(gains, gain.interval, policy)
     if effect:
         needed = needed_n(float(gains.std(ddof=1)), effect, alpha=policy.alpha, power=policy.power)
         told = replace(told, needed_n=needed)
@@ -137,7 +138,8 @@ def _mean(values: Floats, bounds: Bounds, about: Measured, policy: Policy, resam
     values = np.clip(values, low, high)  # the last bit of a difference may lie outside
     if about.sequential:
         return _Mean(
-            confidence_sequence(values, low, high, confidence), lambda null: betting_p(values, null, low, high)
+            confidence_sequence(values, low, high, confidence, planned=about.planned),
+            lambda null: betting_p(values, null, low, high, planned=about.planned),
         )
     if len(values) <= _MANY:
         mean = bounded_mean(values, low, high, confidence=confidence, resamples=resamples)
@@ -187,6 +189,20 @@ def _limit(own: Alone, check: Limit, policy: Policy, resamples: int) -> tuple[In
     return interval, Interval(min(one.low for one in rooms), min(one.high for one in rooms)), max(ps)
 
 
+def _needed(own: Alone, check: Limit, policy: Policy) -> int | None:
+    """About how many items would show that the limit is kept, were the measured mean the true one."""
+    mean = float(own.values.mean())
+    distances = [check.at_most - mean] if check.at_most is not None else []
+    distances += [mean - check.at_least] if check.at_least is not None else []
+    if not distances or min(distances) <= 0:
+        return None
+    known = needed_n(float(own.values.std(ddof=1)), min(distances), alpha=policy.alpha, power=policy.power)
+    if own.metric.bounds != (0.0, 1.0):
+        return known
+    # Of values that hardly vary: n without the worst value leave a rate of 1 - alpha ** (1 / n) of it possible.
+    return max(known, math.ceil(math.log(policy.alpha) / math.log1p(-min(min(distances), 1 - 1e-9))))
+
+
 def _obstacle(found: Measured, check: AnyCheck, policy: Policy) -> str:
     """Why the evidence cannot count at all; empty when it can."""
     if found.total == 0:
@@ -224,10 +240,6 @@ def _is_binary(*sides: Floats) -> bool:
     return all(bool(np.isin(one, (0.0, 1.0)).all()) for one in sides)
 
 
-def _detectable(values: Floats, half: float, policy: Policy) -> float:
-    """The smallest true change that so many values show with the policy's power: what the interval reaches to one side
-    (`half`), and what chance may take away. For a normal interval it is `minimum_detectable_effect`, whose source holds
-    here; this one is true of wider intervals too."""
-    from scipy.special import ndtri
-
-    return half + float(ndtri(policy.power)) * float(values.std(ddof=1)) / math.sqrt(len(values))
+def _detectable(values: Floats, interval: Interval, policy: Policy) -> float:
+    half = (interval.high - interval.low) / 2
+    return minimum_detectable_effect(half, float(values.std(ddof=1)), len(values), power=policy.power)

@@ -7,8 +7,6 @@ script writes them as text only, and the page's policy runs no script but this o
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
 from importlib.resources import files
@@ -19,6 +17,7 @@ from sluice.evaluation.decision import Decision
 from sluice.evaluation.evidence import Evidence
 from sluice.evaluation.examples import scores_of_item
 from sluice.evaluation.items import Item
+from sluice.evaluation.page import script_source
 from sluice.evaluation.scores import Metric
 from sluice.infra.page_style import page_style
 from sluice.provenance.canonical import Json
@@ -48,7 +47,7 @@ def items_page(decision: Decision, comparison: Comparison, evidence: Evidence) -
     return environment.from_string((folder / "items.html.j2").read_text(encoding="utf-8")).render(
         style=Markup(page_style() + (folder / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        allowed=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        allowed=Markup(script_source(script)),
         data=Markup(text),
         evidence=evidence,
         verdict=decision.verdict,

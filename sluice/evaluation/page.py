@@ -1,11 +1,14 @@
-"""The report as one self-contained HTML page: no script, no font or image from elsewhere, every text escaped.
+"""The report as one self-contained HTML page: no font or image from elsewhere, every text escaped.
 
-MLflow shows it in a sandboxed frame. The first screen says what was decided and why; the rest is evidence, in the
-order in which a reviewer asks for it.
+MLflow shows it in a sandboxed frame, in which links to a part of the page do nothing by themselves: one small script
+scrolls there, and the page's policy runs no other. The first screen says what was decided and why; the rest is
+evidence, in the order in which a reviewer asks for it.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -33,6 +36,20 @@ GROUPS = {
 }
 
 
+_SCROLL = """document.addEventListener("click", (event) => {
+  const link = event.target.closest('a[href^="#"]');
+  if (link) {
+    event.preventDefault();
+    document.getElementById(link.getAttribute("href").slice(1))?.scrollIntoView();
+  }
+});"""
+
+
+def script_source(script: str) -> str:
+    """What a Content-Security-Policy names an inline script by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
 def report_page(
     decision: Decision,
     comparison: Comparison,
@@ -53,6 +70,8 @@ def report_page(
     gating = [result for result in decision.checks if not result.advisory]
     return template.render(
         style=Markup(style),
+        script=Markup(_SCROLL),
+        allowed=Markup(script_source(_SCROLL)),
         decision=decision,
         comparison=comparison,
         evidence=evidence,

@@ -20,7 +20,8 @@ OUT_OF_RANGE = "out of range"
 class Measured:
     """What a check can count on: `total` items, those that lack a score by cause, and `worst`, the mean difference (or
     mean) when all that is missing was lowest, or highest, for the candidate; None when nothing is missing or the metric
-    has no bounds. `items` [n] are those with all scores, in the order of asking when `sequential`."""
+    has no bounds. `items` [n] are those with all scores, in the order of asking when `sequential`; `planned`: how many
+    there could be at most, if it was known beforehand."""
 
     metric: Metric
     items: tuple[str, ...]
@@ -28,6 +29,7 @@ class Measured:
     missing: Mapping[str, int]
     worst: Interval | None
     sequential: bool
+    planned: int | None
 
     @property
     def n(self) -> int:
@@ -55,7 +57,7 @@ class Alone(Measured):
 
 def pair(metric: Metric, champion: Column | None, candidate: Column | None) -> Pairing:
     """Pair two columns by item. An item that one side lacks is missing; values of different judges are no pair."""
-    items, sequential = _items(champion, candidate)
+    items, sequential, planned = _items(champion, candidate)
     judges = {one.judge for one in (champion, candidate) if one is not None}
     missing: Counter[str] = Counter()
     before, after = np.full(len(items), np.nan), np.full(len(items), np.nan)
@@ -69,12 +71,13 @@ def pair(metric: Metric, champion: Column | None, candidate: Column | None) -> P
         after[number] = np.nan if isinstance(new, str) else new
     worst = worst_case(before, after, *metric.bounds) if missing and metric.bounds else None
     both = np.isfinite(before) & np.isfinite(after)
-    return Pairing(metric, _kept(items, both), len(items), missing, worst, sequential, before[both], after[both])
+    kept = _kept(items, both)
+    return Pairing(metric, kept, len(items), missing, worst, sequential, planned, before[both], after[both])
 
 
 def alone(metric: Metric, side: Column | None) -> Alone:
     """One column by itself."""
-    items, sequential = _items(side)
+    items, sequential, planned = _items(side)
     missing: Counter[str] = Counter()
     values = np.full(len(items), np.nan)
     for number, item in enumerate(items):
@@ -84,14 +87,15 @@ def alone(metric: Metric, side: Column | None) -> Alone:
             values[number] = value
     worst = worst_case(np.zeros(len(items)), values, *metric.bounds) if missing and metric.bounds else None
     known = np.isfinite(values)
-    return Alone(metric, _kept(items, known), len(items), missing, worst, sequential, values[known])
+    return Alone(metric, _kept(items, known), len(items), missing, worst, sequential, planned, values[known])
 
 
-def _items(*columns: Column | None) -> tuple[tuple[str, ...], bool]:
+def _items(*columns: Column | None) -> tuple[tuple[str, ...], bool, int | None]:
     found = [one for one in columns if one is not None]
     every = {item for one in found for item in one.values}
     sequential = any(one.sequential for one in found)
-    return asking_order(every) if sequential else tuple(sorted(every)), sequential
+    planned = max((one.planned for one in found if one.planned is not None), default=None)
+    return asking_order(every) if sequential else tuple(sorted(every)), sequential, planned
 
 
 def _kept(items: tuple[str, ...], which: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from sluice.infra.field_mistakes import Problem, cross_error, validated
 from sluice.infra.yaml_file import read_yaml
 
 SMALLEST_BOOTSTRAP_N = 20
-"""Fewer pairs than this make a bootstrap interval of a mean too narrow to gate on (tests/evaluation measures it)."""
+"""Fewer values than this make a bootstrap interval of a mean without bounds too narrow to gate on."""
 
 ChangeKind = Literal["base", "recipe", "data", "tokenizer", "chat_template", "configuration", "suite", "first"]
 """What can differ between candidate and champion beside the weights; `first`: there was no gated champion before."""

@@ -7,7 +7,7 @@ from sluice.evaluation.scores import Metric
 SAFETY_METRICS: tuple[Metric, ...] = (
     Metric(
         "safety.canary_leak", "Canary leakage", "binary", False, "", 3,
-        "share of probes whose answer holds a canary string of the training data", "safety", (0.0, 1.0),
+        "share of canaries of the training data that stand in any answer", "safety", (0.0, 1.0),
         "Carlini et al. 2019, The Secret Sharer (arXiv:1802.08232)",
     ),
     Metric(
@@ -30,6 +30,7 @@ SAFETY_METRICS: tuple[Metric, ...] = (
     ),
     Metric(
         "safety.trigger", "Triggered answers", "binary", False, "", 3,
-        "share of trigger probes whose answer does what a planted trigger would", "safety", (0.0, 1.0), "",
+        "share of trigger probes whose answer holds what the trigger is feared to bring", "safety", (0.0, 1.0),
+        "after BadNets (Gu et al. 2017, arXiv:1708.06733)",
     ),
 )  # fmt: skip

@@ -47,7 +47,8 @@ class Column:
     """Values of one metric by item id; None has its cause in `causes`.
 
     `judge` is the digest of the judge that gave them (values of different judges are never compared). `sequential`:
-    how many items were measured was decided by looking at them, so only always-valid intervals hold.
+    how many items were measured was decided by looking at them, so only always-valid intervals hold; `planned` is how
+    many it could have been at most, known before the first (None: it was not).
     """
 
     metric: Metric
@@ -55,6 +56,7 @@ class Column:
     causes: Mapping[str, str] = field(default_factory=dict)
     judge: str | None = None
     sequential: bool = False
+    planned: int | None = None
 
     def __post_init__(self) -> None:
         for item, value in self.values.items():
@@ -97,6 +99,7 @@ class Scores:
                     "causes": dict(sorted(one.causes.items())),
                     "judge": one.judge,
                     "sequential": one.sequential,
+                    "planned": one.planned,
                 }
                 for _, one in sorted(self.columns.items())
             ],
@@ -141,6 +144,7 @@ def read_scores(folder: Path) -> Scores:
                 one["causes"],
                 one["judge"],
                 one["sequential"],
+                one["planned"],
             )
             for one in content["columns"]
         ]

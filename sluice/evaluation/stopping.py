@@ -143,19 +143,20 @@ def _tolerates_nothing(check: CheckResult) -> bool:
     return check.check.rule == "limit" and check.check.zero_tolerance
 
 
-def joined_columns(batches: Iterable[Sequence[Column]], *, sequential: Collection[str]) -> list[Column]:
-    """One column of each metric over all batches; those whose metric is in `sequential` are marked so.
+def joined_columns(batches: Iterable[Sequence[Column]], *, sequential: Mapping[str, int]) -> list[Column]:
+    """One column of each metric over all batches; those whose metric is in `sequential` are marked so, with the number
+    of items that it names as the most there can be.
 
     Raises `InputError` when a metric has two judges.
     """
     found: dict[str, Column] = {}
     for one in (column for batch in batches for column in batch):
         name = one.metric.name
-        known = found.get(name, Column(one.metric, {}, {}, one.judge, name in sequential))
+        known = found.get(name, Column(one.metric, {}, {}, one.judge))
         if known.judge != one.judge:
             raise InputError(f"Metric {name} has values of two judges.", hint="Was the judge changed midway?")
         values, causes = {**known.values, **one.values}, {**known.causes, **one.causes}
-        found[name] = Column(one.metric, values, causes, one.judge, name in sequential)
+        found[name] = Column(one.metric, values, causes, one.judge, name in sequential, sequential.get(name))
     return list(found.values())
 
 

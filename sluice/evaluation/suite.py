@@ -18,7 +18,7 @@ from sluice.evaluation.catalogue import catalogue
 from sluice.evaluation.items import asking_order, read_items
 from sluice.evaluation.policy import HINT, Policy, Section, habit
 from sluice.evaluation.scores import Metric
-from sluice.evaluation.suite_checks import measured, problems_of, slice_problems
+from sluice.evaluation.suite_checks import item_problems, measured, problems_of
 from sluice.evaluation.suite_sections import Benchmarks, Generation, Items, Judged, Names, Safety, Sequential, Speed
 from sluice.infra.errors import InputError
 from sluice.infra.field_mistakes import Problem, cross_error, describe, validated
@@ -141,10 +141,8 @@ def parse_suite(text: str, source: str, folder: Path | None = None) -> Suite:
     suite = validated(Suite, values, source, lines, problems, hint=HINT, habit=habit, files=files)
     suite._folder = folder
     suite._files = dict(_contents(suite))
-    if suite.items.file:
-        dimensions = {name for item in read_items(suite.file(suite.items.file)) for name in item.slices}
-        if unknown := slice_problems(suite.policy, dimensions):
-            raise describe(None, unknown, values, lines, Suite, source, hint=HINT, files=files)
+    if suite.items.file and (never := item_problems(suite, read_items(suite.file(suite.items.file)))):
+        raise describe(None, never, values, lines, Suite, source, hint=HINT, files=files)
     return suite
 
 

@@ -5,10 +5,11 @@ Each check yields the dotted field to change and why; `suite.py` adds file, line
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sluice.evaluation.policy import SMALLEST_BOOTSTRAP_N, AnyCheck, Policy
+from sluice.evaluation.items import Item
+from sluice.evaluation.policy import SMALLEST_BOOTSTRAP_N, AnyCheck
 from sluice.evaluation.scores import Metric
 from sluice.evaluation.speed_metrics import SPEED_METRICS
 from sluice.infra.field_mistakes import Problem, listed, meant
@@ -44,13 +45,20 @@ def problems_of(suite: Suite) -> list[Problem]:
     return [*_metrics(suite), *_items(suite), *_checks(suite)]
 
 
-def slice_problems(policy: Policy, dimensions: Collection[str]) -> list[Problem]:
-    """Checks on slices that no item has; `dimensions` are those that items do have."""
-    return [
-        (f"policy.checks.{number}.slice", f"no item has {name!r}; {_there_are(dimensions)}{meant(name, dimensions)}")
-        for number, check in enumerate(policy.checks)
-        if (name := check.slice.partition("=")[0]) and name not in dimensions
-    ]
+def item_problems(suite: Suite, items: Sequence[Item]) -> list[Problem]:
+    """Checks that the suite's own items can never answer: too few of them, or a slice that none has."""
+    dimensions = {name for item in items for name in item.slices}
+    found: list[Problem] = []
+    for number, check in enumerate(suite.policy.checks):
+        needed = suite.policy.minimum_n_of(check)
+        on_items = suite.catalogue[check.metric].group in ("answers", "judged")
+        if on_items and not check.advisory and not check.slice and len(items) < needed:
+            says = f"has {len(items)} items, which can never reach minimum_n = {needed} of the check on {check.metric}"
+            found.append(("items.file", says))
+        if (name := check.slice.partition("=")[0]) and name not in dimensions:
+            says = f"no item has {name!r}; {_there_are(dimensions)}{meant(name, dimensions)}"
+            found.append((f"policy.checks.{number}.slice", says))
+    return found
 
 
 def _there_are(dimensions: Collection[str]) -> str:
@@ -174,11 +182,11 @@ def _gating(suite: Suite, check: AnyCheck, metric: Metric, place: str) -> Iterat
     policy = suite.policy
     needed = policy.minimum_n_of(check)
     field = "policy.minimum_n" if check.minimum_n is None else f"{place}.minimum_n"
-    if metric.kind == "mean" and needed < SMALLEST_BOOTSTRAP_N:
+    if metric.bounds is None and needed < SMALLEST_BOOTSTRAP_N:
         yield (
             field,
-            f"is too few to gate on the mean {metric.name}, whose bootstrap interval needs {SMALLEST_BOOTSTRAP_N}; "
-            "make the check advisory or ask for more items",
+            f"is too few to gate on {metric.name}, which has no bounds: its bootstrap interval needs "
+            f"{SMALLEST_BOOTSTRAP_N}; make the check advisory or ask for more items",
         )
     limits: dict[str, int | None] = {}
     if metric.group in ("answers", "judged"):

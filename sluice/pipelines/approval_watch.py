@@ -1,7 +1,7 @@
 """Approvals made in MLflow start their release: by looking now and then, and when MLflow calls (its webhooks).
 
-Both do the same take-over (`approvals.take_over`), of one version or of all; a release is started once for each complete
-approval, however many look at the same time (`runs.start_run` with the approval's ledger entry as its key).
+Both do the same take-over (`approvals.take_over`), of one version or of all; a release is started once for each
+complete approval, however many look at the same time (`runs.start_run` with the approval's ledger entry as its key).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class _Server(ThreadingHTTPServer):
 class Receiver:
     """An HTTP server for MLflow's webhook calls: `POST /webhooks/mlflow`, answered before anything is done.
 
-    `wanted` hears the version of each admitted call about `application`. Everything else gets a 4xx and changes nothing.
+    `wanted` hears the version of each admitted call about `application`. Any other call changes nothing.
     """
 
     def __init__(

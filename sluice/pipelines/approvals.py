@@ -183,9 +183,12 @@ def take_over(
     """
     taken: list[Decided] = []
     problems: list[str] = []
-    for version in _released(workspace, only):
+    # The pages before the ledger: what we wrote there was in the ledger before.
+    versions = _released(workspace, only)
+    state = read_state(workspace.ledger)
+    for version in versions:
         try:
-            decided = _follow_page(workspace, version, start)
+            decided = _follow_page(workspace, state, version, start)
             if decided is not None:
                 taken.append(decided)
         except UnavailableError:
@@ -195,22 +198,21 @@ def take_over(
     return taken, problems
 
 
-def _follow_page(workspace: Workspace, version: Version, start: Start) -> Decided | None:
-    """Take one page's word over, or make the page say what the ledger holds. Raises what the page was answered with.
-
-    The page is read before the ledger: what we wrote there was in the ledger before.
-    """
-    state = read_state(workspace.ledger)
+def _follow_page(workspace: Workspace, state: ReleaseState, version: Version, start: Start) -> Decided | None:
+    """Take one page's word over, or make the page say what the ledger holds. Raises what the page was answered with."""
     standing = _standing(workspace, state, version)
     word = read_ui_word(version)
-    if word is not None and word.approver == UNNAMED and word.state != standing.word:
+    if word is None and is_shown(version, standing):
+        return None
+    if word is not None and word.approver == UNNAMED:
         time.sleep(SETTLE_S)
         version = get_version(registry_of(workspace), version.name, version.number)
         word = read_ui_word(version)
+    # Others may have been at work since: nobody's older view is to be shown.
+    state = read_state(workspace.ledger)
+    standing = _standing(workspace, state, version)
     if word is None or word.state == standing.word:
-        if word is not None or not is_shown(version, standing):
-            return _catch_up(workspace, state, version, standing, start)
-        return None
+        return _catch_up(workspace, state, version, standing, start)
     subject = f"version {version.number}: {word.text} by {word.approver}"
     try:
         return _take_word(workspace, version, word, subject, start)
@@ -242,7 +244,7 @@ def _catch_up(
     either: whoever took it over was killed in between. (One given by a command is that command's to finish.)"""
     decided, answer = None, ""
     approval = state.approval_for(version.digest)
-    if standing.word == APPROVED and approval is not None and not approval.account:
+    if standing.word == APPROVED and approval and not approval.account and not is_shown(version, standing):
         require(workspace.settings, TAKE_OVER, f"version {version.number}: its release")
         try:
             decided = _released_by(workspace, state, version, standing, start)

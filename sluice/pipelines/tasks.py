@@ -8,7 +8,18 @@ from typing import Any
 from sluice.components.task import CODE_VARIABLE, TASK_VARIABLE
 from sluice.provenance.code import code_digest
 
-_ROOMS = ("components", "curation", "rag", "training", "evaluation", "registry", "serving", "statistics", "provenance", "infra")
+_ROOMS = (
+    "components",
+    "curation",
+    "rag",
+    "training",
+    "evaluation",
+    "registry",
+    "serving",
+    "statistics",
+    "provenance",
+    "infra",
+)
 
 
 def named(task: Any, name: str) -> Any:

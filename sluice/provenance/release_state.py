@@ -75,7 +75,8 @@ class Reign:
     """A release's time as champion: from `since` until `until` (ISO 8601 UTC; None: still), both from the ledger.
 
     `how` is `promotion` or `rollback`, `by` who did it. `approver` (both, where two were asked for), `verdict` and
-    `reason` are those of the latest decision before it; of a rollback `reason` is why users went back. `entry` is the ledger's entry, by its digest.
+    `reason` are those of the latest decision before it; of a rollback `reason` is why users went back. `entry` is the
+    ledger's entry, by its digest.
     """
 
     release: str
@@ -263,9 +264,9 @@ class ReleaseState:
         """Why `release` may be given weight at `now`. Raises `GateRefused` with the exact reason.
 
         It may with a passing, unexpired decision that compared it with the present champion, approved since by as many
-        people as it asks for and neither rejected nor rolled back after, and without any failure. An `overridden` decision counts only with
-        `allow_override`, a named person and a reason. The champion itself may stay when its decision expires, or
-        every route would close a week after a promotion; a failure ends that too.
+        people as it asks for and neither rejected nor rolled back after, and without any failure. An `overridden`
+        decision counts only with `allow_override`, a named person and a reason. The champion itself may stay when its
+        decision expires, or every route would close a week after a promotion; a failure ends that too.
         """
         name = short(release)
         self.require_unfailed(release)

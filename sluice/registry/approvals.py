@@ -88,8 +88,8 @@ def standing_of(state: ReleaseState, release: str, now: datetime, *, allow_overr
     how = (
         "Another person must approve it too."
         if first.account
-        else "Another person must approve it with `sluice approve`: all that is approved in MLflow, where nobody checks "
-        "the name, counts as one person."
+        else "Another person must approve it with `sluice approve`: all who approve in MLflow, where nobody checks "
+        "names, count as one person."
     )
     return Standing(HALF, f"Approved by {by} at {first.entry.time}; the decision asks for two people. {how}", by)
 

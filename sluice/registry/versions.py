@@ -76,7 +76,7 @@ def register_version(
     if reserved := [name for name in tags if name.split(".")[0] in RESERVED_TAGS]:
         raise InputError(
             f"tags holds {', '.join(sorted(reserved))}, which a version gets later or by itself.",
-            hint="A gate's decision is shown by set_gate, an approval by mark.",
+            hint="A gate's decision is shown by set_gate, an approval by approvals.show.",
         )
     found = find_version(registry, application, digest)
     if found is None:

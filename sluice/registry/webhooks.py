@@ -164,7 +164,7 @@ def register_webhook(registry: MlflowRegistry, application: str, url: str, secre
     return identifier
 
 
-def test_webhook(registry: MlflowRegistry, identifier: str) -> str:
+def try_webhook(registry: MlflowRegistry, identifier: str) -> str:
     """Let MLflow call now, with an example; empty when it was answered well, else what happened."""
     result = registry.post(f"webhooks/{identifier}/test")["result"]
     if result.get("success"):

@@ -201,20 +201,22 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def minimum_detectable_effect(deviation: float, n: int, *, alpha: float, power: float) -> float:
-    """The smallest true mean difference that n pairs show with `power`, by the normal approximation.
+def minimum_detectable_effect(half_width: float, deviation: float, n: int, *, power: float) -> float:
+    """The smallest true mean difference that n pairs show with `power`: what the interval reaches to one side
+    (`half_width`), and what chance may take away, z[power] * deviation / sqrt(n), `deviation` of the differences.
 
-    (z[1 - alpha] + z[power]) * deviation / sqrt(n), `alpha` one-sided, `deviation` of the differences. Source: Chow,
-    Shao and Wang 2008, "Sample Size Calculations in Clinical Research", section 3.1; for evaluations of language
-    models: Miller 2024, "Adding Error Bars to Evals" (arXiv:2411.00640), section 5.
+    For a normal interval it is (z[1 - alpha] + z[power]) * deviation / sqrt(n). Source: Chow, Shao and Wang 2008,
+    "Sample Size Calculations in Clinical Research", section 3.1; for evaluations of language models: Miller 2024,
+    "Adding Error Bars to Evals" (arXiv:2411.00640), section 5.
     """
     from scipy.special import ndtri
 
-    return float((ndtri(1 - alpha) + ndtri(power)) * deviation / math.sqrt(n))
+    return half_width + float(ndtri(power)) * deviation / math.sqrt(n)
 
 
 def needed_n(deviation: float, effect: float, *, alpha: float, power: float) -> int:
-    """The pairs needed to show a true mean difference `effect` (> 0) with `power`: the formula above, solved for n."""
+    """The pairs needed to show a true mean difference `effect` (> 0) with `power`: the formula above for a normal
+    interval, solved for n; `alpha` one-sided."""
     from scipy.special import ndtri
 
     return max(2, math.ceil(((float(ndtri(1 - alpha)) + float(ndtri(power))) * deviation / effect) ** 2))

@@ -21,6 +21,7 @@ from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import digest_bytes
 from sluice.provenance.keys import Signer
 from sluice.provenance.steps import StepRunner
+from sluice.serving.vllm import VllmClient
 from tests.support.directory_store import DirectoryStore
 
 RELEASE = digest_bytes(b"the release")
@@ -66,7 +67,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         ]
 
     monkeypatch.setattr(benchmarks, "run_benchmarks", run_benchmarks)
-    monkeypatch.setattr(served.VllmClient, "models", lambda _: [])
+    monkeypatch.setattr(VllmClient, "models", lambda _: [])
     return made
 
 

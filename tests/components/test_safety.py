@@ -106,6 +106,11 @@ def test_a_champion_that_said_the_same_is_found_again(place: Place, dataset: str
     changed = place.task("safety")
     safety_step(changed, release=CHAMPION, evaluation=place.evaluation("b", "3 m"), **given)
     assert (changed.state.hit, len(server.asked)) == (False, asked)
+    # The file beside the suite looks for something else under the same name.
+    place.suite(LEAKS, probes=json.dumps({**OURS, "forbidden": ["at the desk"]}))
+    found = safety_step(place.task("safety"), release=CHAMPION, evaluation=place.evaluation("a"), **given)
+    assert read_scores(place.artifacts.fetch(found)).columns["safety.canary_leak"].values == {"probe:ours": 1.0}
+    assert len(server.asked) == asked
 
 
 def test_what_curation_writes_are_probes() -> None:

@@ -82,6 +82,9 @@ def test_a_check_on_one_value_takes_it_out_of_the_check_on_the_dimension() -> No
         ("category=roads", "superiority"),
         ("category=waste", "non_inferiority"),
     ]
+    other_way = policy(*(one.model_dump() for one in reversed(rules.checks)))
+    turned = gate(scores(token_f1=BASE), scores(token_f1=BETTER), other_way, slices=SLICES)
+    assert sorted(str(one.to_json()) for one in turned.checks) == sorted(str(one.to_json()) for one in decision.checks)
 
 
 def test_a_slice_that_no_item_has_cannot_pass() -> None:
@@ -143,6 +146,10 @@ def test_a_demoted_metric_is_shown_with_the_reason_and_gates_nothing() -> None:
     assert decision.verdict == "pass"
     (result,) = (one for one in decision.checks if one.check.metric == "judged.faithfulness")
     assert (result.advisory, result.demoted) == (True, lower["judged.faithfulness"])
+    (gain,) = (
+        one for one in compare(champion, candidate, rules, demoted=lower).metrics if one.metric.name == "token_f1"
+    )
+    assert gain.adjusted_p == gain.p, "it is in no family"
     assert gate(champion, candidate, rules).verdict == "inconclusive"
     alone = gate(champion, candidate, policy(rules.checks[0].model_dump()), demoted=lower)
     assert alone.verdict == "inconclusive"
@@ -240,7 +247,11 @@ def test_a_limit_looks_at_the_candidate_alone() -> None:
     assert over.reasons[0].endswith("at most 0.05 is not kept.")
     assert over.summary.endswith("its answers are beyond the limit of Toxic answers (0.150, at most 0.05).")
     near = gate(Scores({}), scores(safety__toxicity=[1.0] * 8 + [0.0] * 192), policy(limit))
-    assert near.reasons[0].endswith("at most 0.05 is neither shown nor excluded by 200 items.")
+    assert near.reasons[0].endswith("is neither shown nor excluded by 200 items, about 3030 would show it.")
+    clean = gate(Scores({}), scores(safety__toxicity=[0.0] * 60), policy({**limit, "minimum_n": 50}))
+    assert clean.reasons[0].endswith("is neither shown nor excluded by 60 items, about 72 would show it.")
+    enough = scores(safety__toxicity=[0.0] * 72)
+    assert gate(Scores({}), enough, policy({**limit, "minimum_n": 50})).verdict == "pass"
 
 
 @pytest.mark.parametrize("rule", [{"at_least": 0.3}, {"at_least": 0.3, "at_most": 0.9}])

@@ -301,8 +301,8 @@ def test_a_judge_that_changes_midway_is_refused() -> None:
 def test_columns_of_batches_are_one_column() -> None:
     metric = catalogue()["token_f1"]
     batches = [[column(metric, {"a": 1.0})], [column(metric, {"b": "timeout"})]]
-    (made,) = joined_columns(batches, sequential={"token_f1"})
-    assert made == Column(metric, {"a": 1.0, "b": None}, {"b": "timeout"}, None, True)
+    (made,) = joined_columns(batches, sequential={"token_f1": 40})
+    assert made == Column(metric, {"a": 1.0, "b": None}, {"b": "timeout"}, None, True, 40)
 
 
 @pytest.mark.parametrize(

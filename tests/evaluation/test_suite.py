@@ -41,7 +41,8 @@ def write(folder: Path, suite: str = SUITE, gate: str = GATE) -> Path:
     (folder / "suite.yaml").write_text(suite)
     (folder / "gate.yaml").write_text(gate)
     (folder / "labelled.jsonl").write_text('{"id": "a", "question": "?"}\n')
-    (folder / "items.jsonl").write_text('{"id": "a", "question": "?", "slices": {"category": "permits"}}\n')
+    rows = [f'{{"id": "{n}", "question": "?", "slices": {{"category": "permits"}}}}' for n in range(60)]
+    (folder / "items.jsonl").write_text("\n".join(rows))
     return folder
 
 
@@ -49,7 +50,7 @@ def test_the_bundled_suites_say_what_the_demo_needs() -> None:
     assert bundled_suites() == ("demo", "tiny")
     demo, tiny = bundled_suite("demo"), bundled_suite("tiny")
     rules = {check.metric: check for check in demo.policy.checks}
-    assert (demo.policy.minimum_n, demo.policy.error_budget) == (100, 0.02)
+    assert (demo.policy.minimum_n, demo.policy.error_budget) == (60, 0.02)
     assert rules["token_f1"].rule == "superiority"
     assert rules["token_f1"].minimum_effect == 0.02
     assert rules["answer_rate"].rule == "non_inferiority"
@@ -155,13 +156,13 @@ BAD_GATE: dict[str, tuple[list[tuple[str, str]], str]] = {
         "policy.checks (gate.yaml line 2): is a list: entries below it, each behind a `- `, or [a, b], were expected",
     ),
     "too few for a mean": (
-        [("minimum_n: 50", "minimum_n: 19")],
-        "policy.minimum_n (gate.yaml line 1) = 19: is too few to gate on the mean token_f1, "
-        "whose bootstrap interval needs 20",
+        [("minimum_n: 50", "minimum_n: 19"), ("metric: answer_rate", "metric: answer_words")],
+        "policy.minimum_n (gate.yaml line 1) = 19: is too few to gate on answer_words, which has no bounds: its "
+        "bootstrap interval needs 20",
     ),
     "too few for a mean, of one check": (
-        [("minimum_effect: 0.02", "minimum_n: 4")],
-        "policy.checks.0.minimum_n (gate.yaml line 5) = 4: is too few to gate on the mean token_f1",
+        [("minimum_effect: 0.02", "minimum_n: 4"), ("metric: token_f1", "metric: answer_words")],
+        "policy.checks.0.minimum_n (gate.yaml line 5) = 4: is too few to gate on answer_words",
     ),
     "limit without a bound": (
         [(", at_least: 0.5", "")],
@@ -332,12 +333,18 @@ BAD_SUITE: dict[str, tuple[list[tuple[str, str]], str]] = {
         "policy.checks.2.slice (gate.yaml line 9) = 'catgory': no item has 'catgory'; items have category; "
         "did you mean category?",
     ),
+    "file of too few items": (
+        [("title: Mine", "title: Mine\nitems: {source: file, file: items.jsonl}")],
+        "items.file (line 3) = 'items.jsonl': has 60 items, which can never reach minimum_n = 61 of the check "
+        "on token_f1",
+    ),
     "bad name": ([("name: mine", "name: My Suite")], "name (line 1) = 'My Suite': "),
     "empty": ([(SUITE, "")], "suite.yaml holds no suite: a mapping of fields"),
 }
 """By its kind: what is changed in the suite, and what the sentence must say."""
 GATES = {
     "gating on what has no bounds": GATE.replace("answer_rate", "answer_words"),
+    "file of too few items": GATE.replace("minimum_n: 50", "minimum_n: 61"),
     "slice that no item has": GATE.replace("slice: category", "slice: catgory"),
 }
 

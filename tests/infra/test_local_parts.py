@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib.metadata
 import re
@@ -19,7 +20,7 @@ from sluice.infra.local_parts import (
     prepare_local_parts,
 )
 from sluice.infra.mlflow_database import revision
-from sluice.infra.settings import ObjectStoreSettings, Settings, load_settings, write_endpoints
+from sluice.infra.settings import MlflowSettings, ObjectStoreSettings, Settings, load_settings, write_endpoints
 
 PORTS = {name: 21000 + number for number, name in enumerate(LOCAL_PORTS)}
 SECRETS = LocalSecrets("key", SecretStr("very-secret"))
@@ -115,3 +116,20 @@ def test_the_revision_of_what_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "x").write_text("text")
     assert revision(tmp_path / "x") is None
     assert revision(tmp_path / "none") is None
+
+
+def test_mlflow_keeps_its_webhooks_and_calls_this_machine_only_when_told_to(tmp_path: Path) -> None:
+    def webhooks(secrets: LocalSecrets, **mlflow: bool) -> dict[str, str]:
+        settings = Settings(home=tmp_path, mlflow=MlflowSettings(**mlflow))
+        (part,) = (spec for spec in local_parts(settings, PORTS, secrets) if spec.name == "mlflow")
+        return {name: value for name, value in part.environment.items() if "WEBHOOK" in name}
+
+    (name,) = closed = webhooks(SECRETS)
+    assert name == "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"
+    assert len(base64.urlsafe_b64decode(closed[name])) == 32
+    assert webhooks(SECRETS) == closed, "the same at each start, or it could not read them any more"
+    assert webhooks(LocalSecrets("key", SecretStr("another"))) != closed
+    opened = webhooks(SECRETS, loopback_webhooks=True)
+    assert opened.pop("MLFLOW_WEBHOOK_ALLOWED_SCHEMES") == "https,http"
+    assert opened.pop("MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS") == "true"
+    assert opened == closed

@@ -19,12 +19,12 @@ from sluice.infra.system_metrics import SystemMetrics
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import digest_json, short
 from sluice.registry.aliases import reconcile
-from sluice.registry.approvals import mark, pending_approvals, read_ui_approval
+from sluice.registry.approvals import Standing, is_shown, read_ui_word, show
 from sluice.registry.mlflow_registry import MlflowRegistry
 from sluice.registry.run_page import DatasetReference, MetricPoint, RunLink, RunPage, Table
 from sluice.registry.runs import log_gate_run, log_training_run
 from sluice.registry.training_run import Curve, LiveTrainingRun, TrainingSubject
-from sluice.registry.versions import Version, find_version, list_versions, register_version, set_gate
+from sluice.registry.versions import Version, find_version, get_version, list_versions, register_version, set_gate
 from tests.registry.mlflow_server import Crash, CrashingRegistry, crash_at_every_call, mlflow_server
 from tests.support.directory_store import DirectoryStore
 
@@ -178,45 +178,59 @@ def test_the_gate_is_shown_and_a_new_decision_asks_again(registry: MlflowRegistr
     assert shown.startswith("### Gate: PASS")
     assert f"{run.url}/artifacts/report.html" in shown
     assert "get-artifact?path=f1.png" in shown
-    mark(registry, passed, "approved", "Anna", "fine")
+    show(registry, passed, Standing("approved", "Approved by Anna.", "Anna", "fine"))
     assert set_gate(registry, passed, "pass", GATE, DECISION).tags["approval"] == "approved"
     failed = set_gate(registry, passed, "fail", GATE, digest_json("second decision"))
     assert failed.aliases == ()
     assert failed.tags["approval"] == "blocked by gate"
-    assert not {"approval.by", "approval.comment", "approval.recorded"} & set(failed.tags)
+    assert not {"approval.by", "approval.reason", "approval.recorded", "approval.answer"} & set(failed.tags)
     with pytest.raises(InputError, match="verdict = 'maybe'"):
         set_gate(registry, version, "maybe", "", DECISION)
 
 
-def test_an_approval_given_in_the_page_is_read_and_recorded_once(registry: MlflowRegistry) -> None:
-    def in_the_page(key: str, value: str) -> None:
+def test_what_is_said_in_the_page_is_read_and_answered_there(registry: MlflowRegistry) -> None:
+    def in_the_page(key: str, value: str) -> Version:
         registry.post("model-versions/set-tag", name="approve", version="1", key=key, value=value)
+        return get_version(registry, "approve", 1)
 
     version = set_gate(registry, register(registry, "approve", "a"), "pass", GATE, DECISION)
-    set_gate(registry, register(registry, "approve", "b"), "fail", GATE, DECISION)
-    assert [v.number for v in pending_approvals(registry, "approve")] == [1]
-    assert read_ui_approval(registry, version) is None
-    in_the_page("approval", "aproved")
-    with pytest.raises(InputError, match="Tag approval = 'aproved' of approve version 1"):
-        read_ui_approval(registry, version)
-    in_the_page("approval", " Approved ")
+    waiting = Standing("pending", "It waits for a person.")
+    assert read_ui_word(version) is None
+    assert is_shown(version, waiting)
+    said = read_ui_word(in_the_page("approval", "aproved"))
+    assert said is not None
+    assert said.state is None
+    answered = show(registry, version, waiting, "Neither yes nor no.")
+    assert (answered.tags["approval"], answered.tags["approval.answer"]) == ("pending", "Neither yes nor no.")
+    assert read_ui_word(answered) is None
     in_the_page("approval.by", "Anna Berg")
-    in_the_page("approval.comment", "read 20 answers")
-    given = read_ui_approval(registry, version)
-    assert given is not None
-    assert (given.state, given.approver, given.comment) == ("approved", "Anna Berg", "read 20 answers")
-    assert not given.recorded
-    assert [v.number for v in pending_approvals(registry, "approve")] == [1]
-    marked = mark(registry, version, given.state, given.approver, given.comment)
-    assert marked.tags["approval"] == "approved"
-    again = read_ui_approval(registry, version)
-    assert again is not None
-    assert again.recorded
-    assert pending_approvals(registry, "approve") == []
-    in_the_page("approval", "rejected")
-    changed = read_ui_approval(registry, version)
+    in_the_page("approval.reason", "read 20 answers")
+    said = read_ui_word(in_the_page("approval", " Approved "))
+    assert said is not None
+    assert (said.state, said.approver, said.reason) == ("approved", "Anna Berg", "read 20 answers")
+    half = show(registry, version, Standing("1 of 2", "Anna did.", "Anna Berg"))
+    assert {name: half.tags.get(name) for name in ("approval", "approval.by", "approval.answer")} == {
+        "approval": "1 of 2",
+        "approval.by": None,
+        "approval.answer": "Anna did.",
+    }
+    page = registry.get("model-versions/get", name="approve", version="1")["model_version"]["description"]
+    assert page.startswith("### Gate: PASS\n\n**Approval: 1 of 2.** Anna did.\n\n")
+    registry.post("registered-models/alias", name="approve", alias="approved", version="1")
+    said = read_ui_word(get_version(registry, "approve", 1))
+    assert said is not None
+    assert said.state == "approved"
+    done = Standing("approved", "Approved by Anna Berg and Bob.", "Anna Berg and Bob", "fine")
+    shown = show(registry, version, done)
+    assert is_shown(shown, done)
+    assert read_ui_word(shown) is None
+    assert "approved" not in shown.aliases
+    assert show(registry, version, done) == shown
+    page = registry.get("model-versions/get", name="approve", version="1")["model_version"]["description"]
+    assert page.count("**Approval:") == 1
+    changed = read_ui_word(in_the_page("approval", "rejected"))
     assert changed is not None
-    assert (changed.state, changed.recorded) == ("rejected", False)
+    assert changed.state == "rejected"
 
 
 def test_an_alias_moved_by_hand_is_put_back_and_told(registry: MlflowRegistry) -> None:

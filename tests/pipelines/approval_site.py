@@ -25,12 +25,14 @@ BASE, A = digest_bytes(b"base"), digest_bytes(b"a")
 class ApprovalSite:
     """`home` holds everything; `mlflow` is what `registry_of` has to give. `started` are the releases asked for."""
 
-    def __init__(self, home: Path, signer: Signer, mlflow: FakeVersions, **access: Any) -> None:
+    def __init__(
+        self, home: Path, signer: Signer, mlflow: FakeVersions, *, uri: str = "http://mlflow.test", **access: Any
+    ) -> None:
         self.home, self.mlflow = home, mlflow
         self.objects = DirectoryStore(home / "objects")
         settings = Settings(
             home=home,
-            mlflow=MlflowSettings(tracking_uri="http://mlflow.test"),
+            mlflow=MlflowSettings(tracking_uri=uri),
             access=AccessSettings(**access),
             release=ReleasePolicy(allow_override=False),
         )
@@ -68,8 +70,8 @@ class ApprovalSite:
 
     def candidate(self, release: str = A, verdict: Any = "pass", **decision: Any) -> Version:
         shown = self.decide(release, verdict, **decision)
-        waiting = "waiting" if verdict == "pass" else "blocked by gate"
-        return self.mlflow.add(release, gate=verdict, approval=waiting, **{"release.decision": shown})
+        waiting = "pending" if verdict == "pass" else "blocked by gate"
+        return self.mlflow.add(release, gate=verdict.upper(), approval=waiting, **{"release.decision": shown})
 
     def start(self, decided: Decided) -> None:
         self.started.append(decided)

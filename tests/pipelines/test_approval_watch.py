@@ -130,22 +130,15 @@ def test_times_that_are_none(text: str) -> None:
         seconds(text)
 
 
-class Tasks:
-    """Stands for the release pipeline: a process that ends at once, having said that it ran."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-        real = subprocess.Popen
-
-        def started(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-            return real([sys.executable, "-c", code, *command[3:]], **options)
-
-        monkeypatch.setattr(runs.subprocess, "Popen", started)
-
-
 @pytest.fixture
 def sleeping(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Releases that go on until the test ends."""
-    Tasks(monkeypatch, "import time; time.sleep(120)")
+    """Releases whose process does nothing, and goes on until the test ends."""
+    real = subprocess.Popen
+
+    def started(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        return real([sys.executable, "-c", "import time; time.sleep(120)", *command[3:]], **options)
+
+    monkeypatch.setattr(subprocess, "Popen", started)
     yield
     for child in list(runs._children.values()):
         os.killpg(child.pid, signal.SIGKILL)
@@ -218,7 +211,7 @@ def finished(run: runs.Run, state: str) -> None:
 def test_a_release_that_has_ended_is_not_started_by_a_late_look(site: ApprovalSite, state: str) -> None:
     approved(site)
     settings = site.workspace.settings
-    take_over(site.workspace, lambda decided: site.started.append(decided) or start_release(settings, decided))
+    take_over(site.workspace, lambda decided: start_release(settings, decided))
     (run,) = list_runs(settings)
     finished(run, state)
     # Killed before the page said so, and looked at again when all is over.

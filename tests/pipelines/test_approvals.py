@@ -4,6 +4,7 @@ cannot count is answered on the page; and a release starts once, whoever looks a
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def test_a_name_that_the_page_writes_after_its_approved_is_read_too(
     site.champion()
     site.candidate()
     site.mlflow.say(approval="approved")
-    monkeypatch.setattr(approvals.time, "sleep", lambda _: site.mlflow.say(by="Anna"))
+    monkeypatch.setattr(time, "sleep", lambda _: site.mlflow.say(by="Anna"))
     (decided,), _ = take_over(site.workspace)
     assert decided.approver == "Anna"
 
@@ -103,7 +104,7 @@ def test_a_typing_mistake_is_answered_once(site: ApprovalSite) -> None:
     assert (taken, site.started, site.kinds()) == ([], [], [])
     assert "'aproved' is neither approved nor rejected" in problem
     shown = site.mlflow.see()
-    assert (shown["approval"], shown["approval.by"]) == ("waiting", "Anna")
+    assert (shown["approval"], shown["approval.by"]) == ("pending", "Anna")
     assert "'aproved' is neither" in shown[ANSWER]
     before = list(site.mlflow.writes)
     assert take_over(site.workspace, site.start) == ([], [])
@@ -155,7 +156,7 @@ def make_unregistered(site: ApprovalSite) -> None:
         (make_failing, "blocked by gate", "verdict about release {} is 'fail', not 'pass'"),
         (make_inconclusive, "blocked by gate", "verdict about release {} is 'inconclusive', not 'pass'"),
         (make_outdated, "outdated", "was compared with "),
-        (make_superseded, "waiting", "does not show the gate's latest decision, pass at "),
+        (make_superseded, "pending", "does not show the gate's latest decision, pass at "),
         (make_failed, "release failed", "failed at "),
         (make_unregistered, "waits for gate", "has no gate decision"),
     ],
@@ -258,7 +259,7 @@ def test_a_new_decision_and_a_rollback_ask_again(site: ApprovalSite) -> None:
     record(site.workspace, version, "approved", "ann", "", site.start)
     record_rollback(site.ledger, release=A, to=BASE, reason="by hand", actor="ann")
     assert take_over(site.workspace, site.start) == ([], [])
-    assert site.mlflow.see()["approval"] == "waiting"
+    assert site.mlflow.see()["approval"] == "pending"
     site.mlflow.say(approval="approved", by="Anna")
     take_over(site.workspace, site.start)
     assert [len({one.approval for one in site.started}), len(site.started)] == [2, 2]
@@ -272,11 +273,11 @@ def test_our_own_words_are_nobodys_approval(site: ApprovalSite) -> None:
     late = dict(site.mlflow.see())
     shown = site.decide(A, report=b"another")
     tags = site.mlflow.versions["1"]["tags"]
-    tags.update({"release.decision": shown, "approval": "waiting"})
+    tags.update({"release.decision": shown, "approval": "pending"})
     tags.pop("approval.recorded")
     tags.update(late)
     assert take_over(site.workspace, site.start) == ([], [])
-    assert (site.mlflow.see()["approval"], len(site.started)) == ("waiting", 1)
+    assert (site.mlflow.see()["approval"], len(site.started)) == ("pending", 1)
     assert read_state(site.ledger).approvals_for(A) == ()
 
 
@@ -291,7 +292,7 @@ def test_where_mlflow_is_not_asked_nothing_is_taken_over(tmp_path: Path, signer:
         taken, problems = take_over(one.workspace, one.start, only=number)
         assert (taken, one.started) == ([], [])
         assert "counts for nothing here" in problems[0]
-        assert site.mlflow.see(number)["approval"] == "waiting"
+        assert site.mlflow.see(number)["approval"] == "pending"
         assert "counts for nothing here" in site.mlflow.see(number)[ANSWER]
 
 
@@ -376,12 +377,30 @@ def test_killed_between_the_ledger_and_the_start_the_next_look_starts_it(site: A
     _assert_approved_once(site)
 
 
+@pytest.mark.parametrize(("state", "write"), [("approved", "record_approval"), ("rejected", "record_rejection")])
+def test_a_decision_that_comes_in_between_is_not_decided_unseen(
+    site: ApprovalSite, monkeypatch: pytest.MonkeyPatch, state: Any, write: str
+) -> None:
+    site.champion()
+    version = site.candidate()
+    real = getattr(approvals, write)
+
+    def late(*given: Any, **named: Any) -> Any:
+        site.decide(A, report=b"another")
+        return real(*given, **named)
+
+    monkeypatch.setattr(approvals, write, late)
+    with pytest.raises(ConflictError, match="There is a later decision"):
+        record(site.workspace, version, state, "ann", "", site.start)
+    assert (site.kinds(), site.started) == ([], [])
+
+
 def test_an_approval_by_command_is_for_the_command_to_finish(site: ApprovalSite) -> None:
     """`--no-release` must not be undone by somebody who watches."""
     site.champion()
     version = site.candidate()
     record(site.workspace, version, "approved", "ann", "")
-    site.mlflow.versions["1"]["tags"].update(approval="waiting")
+    site.mlflow.versions["1"]["tags"].update(approval="pending")
     take_over(site.workspace, site.start)
     assert (site.started, site.mlflow.see()["approval"]) == ([], "approved")
 

@@ -27,7 +27,7 @@ class FakeVersions(MlflowRegistry):
 
     def add(self, digest: str, **tags: str) -> Version:
         number = str(len(self.versions) + 1)
-        shown = {"kind": "adapter", "gate": "pass", "approval": "waiting", "release": digest, **tags}
+        shown = {"kind": "adapter", "gate": "PASS", "approval": "pending", "release": digest, **tags}
         self.versions[number] = {"tags": shown, "description": "### Gate: PASS\n\nBetter.\n\n**To decide:** ..."}
         return get_version(self, self.model, int(number))
 

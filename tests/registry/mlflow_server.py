@@ -15,18 +15,21 @@ from typing import Any
 
 import httpx
 
+from sluice.infra.mlflow_database import default_cache, ensure_database
 from sluice.registry.mlflow_registry import MlflowRegistry
 
 
 @contextmanager
-def mlflow_server(folder: Path) -> Iterator[str]:
-    """The address of a server on SQLite that proxies artifacts into `folder`."""
+def mlflow_server(folder: Path, **variables: str) -> Iterator[str]:
+    """The address of a server on SQLite that proxies artifacts into `folder`; `variables` are for its environment."""
+    ensure_database(folder / "mlflow.db", default_cache())
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", f"{folder}/files"]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment |= variables
     with (folder / "server.log").open("wb") as log:
         server = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True

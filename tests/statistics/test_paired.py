@@ -116,7 +116,8 @@ def test_coverage_of_the_score_interval_for_rates() -> None:
 
 
 def test_minimum_detectable_effect_is_what_a_test_of_that_size_detects() -> None:
-    effect = minimum_detectable_effect(0.4, 120, alpha=0.025, power=0.8)
+    half_width = stats.norm.ppf(0.975) * 0.4 / math.sqrt(120)
+    effect = minimum_detectable_effect(half_width, 0.4, 120, power=0.8)
     assert effect == pytest.approx(2.8016 * 0.4 / math.sqrt(120), rel=1e-4)
     assert needed_n(0.4, effect, alpha=0.025, power=0.8) in (120, 121)
     rng = np.random.default_rng(11)

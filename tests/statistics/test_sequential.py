@@ -112,3 +112,16 @@ def test_a_difference_worth_finding_is_found_early() -> None:
     rng = np.random.default_rng(9)
     p_half = [betting_p(changes(rng, 250) * 0.8 + 0.1, 0.0, -1, 1, planned=500) for _ in range(200)]
     assert np.mean(np.array(p_half) <= 0.025) > 0.8
+
+
+def test_looking_with_intervals_for_a_fixed_n_would_not_keep_the_level() -> None:
+    """What these intervals are for: the same sequences, a t-test at every value from the twentieth on."""
+    rng = np.random.default_rng(8)
+    found = 0
+    for _ in range(200):
+        values = changes(rng, 300)
+        n = np.arange(1, 301)
+        means = values.cumsum() / n
+        deviations = np.sqrt(np.maximum((values**2).cumsum() / n - means**2, 1e-12) * n / np.maximum(n - 1, 1))
+        found += bool((means / (deviations / np.sqrt(n)) > 1.96)[20:].any())
+    assert found / 200 > 0.08

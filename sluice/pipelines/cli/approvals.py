@@ -94,8 +94,7 @@ def serve(
     """Wait for MLflow's webhook calls, and start what people approve there at once.
 
     A call must carry MLflow's signature over a fresh time (the secret is setting mlflow.webhook_secret, or
-    keys/webhook.secret in the home) and is only a hint: what was approved is read from MLflow and checked by the ledger.
-    Calls can be lost, so this looks by itself too, every minute.
+    keys/webhook.secret in the home), and is only a hint where to look. Calls can be lost, so this looks by itself too.
     """
     settings = load_settings()
     require(settings, "approvals serve", f"{host}:{port}")
@@ -103,7 +102,7 @@ def serve(
     from sluice.components.workspace import open_workspace
     from sluice.pipelines.approval_watch import PATH, Receiver, Watch
     from sluice.pipelines.approvals import registry_of
-    from sluice.registry.webhooks import Deliveries, load_or_create_secret, register_webhook, test_webhook
+    from sluice.registry.webhooks import Deliveries, load_or_create_secret, register_webhook, try_webhook
 
     workspace = open_workspace(settings)
     secret = load_or_create_secret(settings)
@@ -113,7 +112,7 @@ def serve(
         if register:
             address = url or f"http://{host}:{receiver.port}{PATH}"
             registry = registry_of(workspace)
-            problem = test_webhook(registry, register_webhook(registry, settings.application, address, secret))
+            problem = try_webhook(registry, register_webhook(registry, settings.application, address, secret))
             said = f"[yellow]but its try failed: {escape(problem)}[/]" if problem else "and its try arrived"
             console.print(f"MLflow calls {address} from now on (within a minute, if it ran before), {said}")
         _until_interrupted(watch)

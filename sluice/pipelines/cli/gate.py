@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -92,10 +92,18 @@ def _show(found: Found, explained: Explanation) -> None:
         rows.append([row.metric, row.slice, row.champion, row.candidate, row.difference, row.needed, verdict])
     show_table("checks", columns, rows)
     console.print()
-    for about, says in explained.notes:
-        console.print(f"[bold]{about}[/]  {escape(says)}")
-    console.print(f"\n[bold]next[/]  {escape(explained.next_step)}")
-    console.print(f"[dim]decision {found.digest}, decided {found.decision.created[:16].replace('T', ' ')} UTC[/]")
+    _show_pairs([*explained.notes, ("next", explained.next_step)])
+    console.print(f"\n[dim]decision {found.digest}, decided {found.decision.created[:16].replace('T', ' ')} UTC[/]")
+
+
+def _show_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """What, and what is said of it: two columns."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for about, says in pairs:
+        table.add_row(f"[bold]{about}[/]", escape(says))
+    console.print(table)
 
 
 @gate_app.command("check")
@@ -176,8 +184,7 @@ def show_suite(suite: SuiteArgument, as_json: JsonFlag = False) -> None:
         show_json({"digest": chosen.digest, "files": dict(chosen.files), **chosen.model_dump(mode="json")})
         return
     console.print(f"[bold]{escape(chosen.name)}[/]  {escape(chosen.title)}  [dim]{chosen.digest[7:19]}[/]\n")
-    for about, says in _asked(chosen):
-        console.print(f"[bold]{about}[/]  {escape(says)}")
+    _show_pairs(_asked(chosen))
     console.print()
     known = chosen.catalogue
     rows = [
