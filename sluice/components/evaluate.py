@@ -69,6 +69,7 @@ def evaluate_step(
         from sluice.evaluation.items import ITEMS_FILE, read_items
         from sluice.evaluation.scores import write_scores
         from sluice.evaluation.stopping import write_stopping
+        from sluice.rag.embed import MiniLmEmbedder
 
         workspace = running.workspace
         items = read_items(workspace.folder(prompts) / ITEMS_FILE)
@@ -83,6 +84,7 @@ def evaluate_step(
                 candidate=ask_candidate,
                 champion=ask_champion,
                 judging=suite_judge(workspace, chosen, cache),
+                embed=MiniLmEmbedder(),
                 demoted=demoted,
                 report=running.report,
             )

@@ -145,6 +145,7 @@ def score_step(running: Task, *, release: str, base: str, prompts: str, suite: s
     from sluice.evaluation.answers import read_answers
     from sluice.evaluation.items import ITEMS_FILE, read_items
     from sluice.evaluation.suite import find_suite
+    from sluice.rag.embed import MiniLmEmbedder
 
     if release == STOPPED:
         running.say("stopped before its end: not scored")
@@ -154,7 +155,8 @@ def score_step(running: Task, *, release: str, base: str, prompts: str, suite: s
     answers = answers_step(running, release=release, base=base, prompts=prompts, suite=suite)
     items = {item.id: item for item in read_items(running.workspace.folder(prompts) / ITEMS_FILE)}
     asked = [items[item] for item in chosen.select(items)]
-    found = score_answers(read_answers(running.workspace.folder(answers) / "answers.jsonl"), asked, [metric])
+    given = read_answers(running.workspace.folder(answers) / "answers.jsonl")
+    found = score_answers(given, asked, [metric], embed=MiniLmEmbedder())
     values = [value for value in found.columns[metric].values.values() if value is not None]
     # As in the gate: more items without a score than the policy allows is no result.
     if len(asked) - len(values) > chosen.policy.error_budget * len(asked) or not values:

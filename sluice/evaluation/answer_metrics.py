@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sluice.evaluation.items import Item
 from sluice.evaluation.json_answers import json_schema, json_valid
+from sluice.evaluation.judged_scores import Embedder
 from sluice.evaluation.outcomes import Answer
 from sluice.evaluation.scores import Column, Metric, Scores, column, scores_of
 from sluice.evaluation.tool_calls import calls_of, tool_call, tool_call_name
@@ -61,6 +62,28 @@ def rouge_l(answer: str, reference: str) -> float:
     return 2 * row[-1] / (len(left) + len(right))
 
 
+def bleu(answer: str, reference: str) -> float:
+    """Sentence BLEU with exponential smoothing, 0 to 1, by sacrebleu.
+
+    Source: Papineni et al. 2002; smoothing of Chen and Cherry 2014 (method 3). RAGAS's BLEU is not used: of a text of
+    several sentences it compares the first ones only.
+    """
+    from sacrebleu import sentence_bleu
+
+    return _bounded(sentence_bleu(answer, [reference]).score / 100)
+
+
+def chrf(answer: str, reference: str) -> float:
+    """Similarity of two strings by their n-grams of characters, 0 to 1: chrF2 (Popovic 2015), by sacrebleu."""
+    from sacrebleu import sentence_chrf
+
+    return _bounded(sentence_chrf(answer, [reference]).score / 100)
+
+
+def _bounded(value: float) -> float:
+    return min(max(float(value), 0.0), 1.0)  # a perfect match is 1.0000000000000004 there
+
+
 def _everything(item: Item) -> bool:
     return True
 
@@ -88,6 +111,7 @@ class _Definition:
 
 
 _SQUAD = "Rajpurkar et al. 2016 (arXiv:1606.05250)"
+_BLEU = "Papineni et al. 2002 (ACL), by sacrebleu"
 _BFCL = "after the Berkeley Function-Calling Leaderboard (Patil et al. 2025)"
 
 _DEFINED = (
@@ -113,6 +137,19 @@ _DEFINED = (
             source="Lin 2004",
         ),
         lambda answer, item: rouge_l(answer.answer, item.reference),
+        _has_reference,
+    ),
+    _Definition(
+        Metric("bleu", "BLEU", "mean", True, "", 3, "n-grams of words in common with the reference", source=_BLEU),
+        lambda answer, item: bleu(answer.answer, item.reference),
+        _has_reference,
+    ),
+    _Definition(
+        Metric(
+            "string_similarity", "String similarity", "mean", True, "", 3,
+            "n-grams of characters in common with the reference (chrF2)", source="Popovic 2015 (WMT), by sacrebleu",
+        ),
+        lambda answer, item: chrf(answer.answer, item.reference),
         _has_reference,
     ),
     _Definition(
@@ -174,14 +211,27 @@ _DEFINED = (
     ),
 )  # fmt: skip
 
-ANSWER_METRICS: tuple[Metric, ...] = tuple(one.metric for one in _DEFINED)
+_SEMANTIC = Metric(
+    "semantic_similarity", "Semantic similarity", "mean", True, "", 3,
+    "likeness of answer and reference as texts: cosine of their embeddings, 0 when below",
+    source="Reimers and Gurevych 2019 (arXiv:1908.10084)",
+)  # fmt: skip
+
+ANSWER_METRICS: tuple[Metric, ...] = (*(one.metric for one in _DEFINED), _SEMANTIC)
 _BY_NAME = {one.metric.name: one for one in _DEFINED}
 
 
 def score_answers(
-    answers: Iterable[Answer], items: Sequence[Item], metrics: Iterable[str], *, sequential: bool = False
+    answers: Iterable[Answer],
+    items: Sequence[Item],
+    metrics: Iterable[str],
+    *,
+    sequential: bool = False,
+    embed: Embedder | None = None,
 ) -> Scores:
     """Score each item with those of `metrics` that answers have; names of other groups are left to others.
+
+    `embed` is the embedding model that `semantic_similarity` needs.
 
     An item without an answer has the cause `missing`; an item that a metric does not apply to is not in its column.
     Raises `InputError` for two answers to one item, or an answer to an item nobody asked.
@@ -194,9 +244,27 @@ def score_answers(
         if answer.item_id not in known:
             raise InputError(f"Item {answer.item_id!r} has an answer but was not asked.", hint="Are they of one suite?")
         by_item[answer.item_id] = answer
-    columns = [_column(_BY_NAME[name], by_item, known, sequential) for name in metrics if name in _BY_NAME]
+    names = list(metrics)
+    columns = [_column(_BY_NAME[name], by_item, known, sequential) for name in names if name in _BY_NAME]
+    if _SEMANTIC.name in names:
+        if embed is None:
+            raise InputError(f"Metric {_SEMANTIC.name} needs an embedding model, and there is none here.")
+        columns.append(_column(_semantic(by_item, known, embed), by_item, known, sequential))
     outcomes = {item: str(by_item[item].outcome) if item in by_item else "missing" for item in sorted(known)}
     return scores_of(columns, outcomes)
+
+
+def _semantic(answers: Mapping[str, Answer], items: Mapping[str, Item], embed: Embedder) -> _Definition:
+    """The definition of semantic similarity over these answers: all texts are embedded in one call."""
+    texts = sorted({text for name, one in answers.items() for text in (one.answer, items[name].reference)})
+    vectors = dict(zip(texts, embed.embed(texts), strict=True))
+
+    def value(answer: Answer, item: Item) -> float:
+        if not answer.answer.strip():
+            return 0.0
+        return _bounded(vectors[answer.answer] @ vectors[item.reference])
+
+    return _Definition(_SEMANTIC, value, _has_reference)
 
 
 def _column(defined: _Definition, answers: Mapping[str, Answer], items: Mapping[str, Item], sequential: bool) -> Column:

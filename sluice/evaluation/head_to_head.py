@@ -8,6 +8,7 @@ from typing import Protocol
 
 from sluice.evaluation.answer_metrics import score_answers
 from sluice.evaluation.items import Item
+from sluice.evaluation.judged_scores import Embedder
 from sluice.evaluation.outcomes import Answer
 from sluice.evaluation.scores import Column, Scores, scores_of
 from sluice.evaluation.stopping import Look, Stopping, joined_columns, look
@@ -54,6 +55,7 @@ def head_to_head(
     candidate: Ask,
     champion: Ask,
     judging: Judging | None = None,
+    embed: Embedder | None = None,
     demoted: Mapping[str, str] | None = None,
     report: Report = no_report,
 ) -> HeadToHead:
@@ -76,7 +78,10 @@ def head_to_head(
     if suite.judged and batch < min(judged_limit, len(order)):
         by_looking |= dict.fromkeys(suite.judged.metrics, len(judged))
     slices = {item.id: item.slices for item in order}
-    sides = (_Measuring(champion, "champion", suite, judging), _Measuring(candidate, "candidate", suite, judging))
+    sides = (
+        _Measuring(champion, "champion", suite, judging, embed),
+        _Measuring(candidate, "candidate", suite, judging, embed),
+    )
     looks: list[Look] = []
     for start in range(0, len(order), batch):
         asked = order[start : start + batch]
@@ -111,11 +116,12 @@ def head_to_head(
 class _Measuring:
     """One side while it is being measured: its answers, and the columns of each batch."""
 
-    def __init__(self, ask: Ask, name: str, suite: Suite, judging: Judging | None) -> None:
+    def __init__(self, ask: Ask, name: str, suite: Suite, judging: Judging | None, embed: Embedder | None) -> None:
         self._ask = ask
         self._name = name
         self._suite = suite
         self._judging = judging
+        self._embed = embed
         self._columns: list[list[Column]] = []
         self._outcomes: dict[str, str] = {}
         self.answers: list[Answer] = []
@@ -123,7 +129,7 @@ class _Measuring:
     def measure(self, items: Sequence[Item], judged: set[str], report: Report) -> None:
         answers = self._ask(items, lambda done, _, told: report(done, 0, f"{self._name}: {told}"))
         self.answers += answers
-        scored = score_answers(answers, items, self._suite.metrics)
+        scored = score_answers(answers, items, self._suite.metrics, embed=self._embed)
         self._columns.append(list(scored.columns.values()))
         self._outcomes |= scored.outcomes
         chosen = [item for item in items if item.id in judged]

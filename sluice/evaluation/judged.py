@@ -184,7 +184,8 @@ def _without_judge(metric: JudgedMetric, sample: Sample) -> float | str | None:
         return None
     if sample.failed:
         return sample.failed
-    if sample.refused or not sample.answer.strip():
+    # Whether it is right to say nothing only the reference can tell.
+    if not sample.answer.strip() or (sample.refused and "reference" not in metric.reads):
         return NO_ANSWER if metric.without_answer is None else metric.without_answer
     return None
 

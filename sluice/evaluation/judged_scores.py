@@ -34,7 +34,7 @@ class Embedder(Protocol):
 @dataclass(frozen=True)
 class Sample:
     """One answer to be judged. `failed` is the cause why there is no answer (the serving path lost it); `refused`
-    that there is one which says nothing."""
+    that there is one which declines, or says that it does not know."""
 
     id: str
     question: str

@@ -310,13 +310,15 @@ def _scores_of_answers(
     from sluice.evaluation.answers import read_answers
     from sluice.evaluation.items import ITEMS_FILE, read_items
     from sluice.evaluation.suite import find_suite
+    from sluice.rag.embed import MiniLmEmbedder
 
     chosen = find_suite(suite or suite_of(record))
     items = {item.id: item for item in read_items(scratch.folder(record.key.inputs["prompts"]) / ITEMS_FILE)}
     asked = [items[item] for item in chosen.select(items)]
+    embed = MiniLmEmbedder()
     both = [
-        score_answers(read_answers(scratch.folder(digest) / "answers.jsonl"), asked, chosen.metrics).columns
-        for digest in (answers.recorded, answers.rerun)
+        score_answers(given, asked, chosen.metrics, embed=embed).columns
+        for given in (read_answers(scratch.folder(one) / "answers.jsonl") for one in (answers.recorded, answers.rerun))
     ]
     return tuple(_means(name, name, *both) for name in both[0])
 

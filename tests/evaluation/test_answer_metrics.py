@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice.evaluation import answer_metrics
-from sluice.evaluation.answer_metrics import exact_match, rouge_l, score_answers, token_f1
+from sluice.evaluation.answer_metrics import bleu, chrf, exact_match, rouge_l, score_answers, token_f1
 from sluice.evaluation.items import Item
 from sluice.evaluation.json_answers import json_schema, json_valid
 from sluice.evaluation.outcomes import Answer
@@ -218,3 +219,33 @@ def test_a_metric_leaves_out_the_items_that_it_does_not_apply_to() -> None:
     # What was lost is lost for the metrics that would have applied, and for no other.
     lost = [answer(one.id, error="http 500: x") for one in items]
     assert score_answers(lost, items, ["json_valid"]).columns["json_valid"].causes == {"json": "http 500"}
+
+
+def test_bleu_reads_the_whole_text_and_chrf_forgives_an_ending() -> None:
+    right, half = (
+        "The fee is 45 euros. It is due with the application.",
+        "The fee is 45 euros. Dogs may not enter here.",
+    )
+    assert bleu(right, right) == 1.0
+    assert 0.2 < bleu(half, right) < 0.7  # the second sentence counts
+    assert chrf(right, right) == 1.0
+    assert chrf("the fees were paid", "the fee was paid") > bleu("the fees were paid", "the fee was paid")
+    assert bleu("", right) == chrf("", right) == 0.0
+
+
+def test_semantic_similarity_is_the_cosine_of_the_embeddings() -> None:
+    class Directions:
+        digest = "sha256:" + "0" * 64
+
+        def embed(self, texts: Sequence[str]) -> np.ndarray:
+            return np.array(
+                [{"right": [1.0, 0.0], "near": [0.6, 0.8], "": [1.0, 0.0]}.get(t, [-1.0, 0.0]) for t in texts]
+            )
+
+    said = {"a": "right", "b": "near", "c": "contrary", "d": ""}
+    items = [Item(name, "What?", "right", ()) for name in said]
+    answers = [Answer(name, text, "stop", 1, 1, 0.1, 0.1) for name, text in said.items()]
+    found = score_answers(answers, items, ["semantic_similarity"], embed=Directions()).columns["semantic_similarity"]
+    assert found.values == {"a": 1.0, "b": pytest.approx(0.6), "c": 0.0, "d": 0.0}
+    with pytest.raises(InputError, match="needs an embedding model"):
+        score_answers(answers, items, ["semantic_similarity"])

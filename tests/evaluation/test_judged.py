@@ -164,8 +164,11 @@ def test_at_a_temperature_relevancy_asks_three_different_times(cache: Cache) -> 
 def test_an_answer_that_says_nothing(cache: Cache) -> None:
     empty, refused = replace(sample(1), answer=" "), replace(sample(2), refused=True, answer="I am sorry, no.")
     with scripted_judge() as server:
-        columns = judged(server.url, cache, [empty, refused], FAITHFULNESS, RELEVANCY, CORRECTNESS)
+        columns = judged(server.url, cache, [empty, refused], FAITHFULNESS, RELEVANCY)
         assert not server.requests
+        # Whether it is right to decline only the reference can tell.
+        columns += judged(server.url, cache, [empty, refused], CORRECTNESS)
+        assert all("permit 2" in prompt or "sorry" in prompt for prompt in server.prompts)
     assert causes(columns[0]) == {"no answer to judge": 2}
     assert [dict(column.values) for column in columns[1:]] == [{"i1": 0.0, "i2": 0.0}] * 2
 

@@ -82,6 +82,7 @@ def test_a_calibration_is_paid_once(judged: Any) -> None:
     assert (again.state.hit, len(server.requests)) == (True, asked)
     assert known_calibration(Task("calibrate", at.workspace), suite=at.suite) == digest
     found = read_calibration(at.workspace, digest)
+    assert chosen.judged
     assert found.judge == judge_of(at.workspace, chosen.judged).digest
     assert at.workspace.artifacts.manifest(digest).kind == "calibration"
     assert demoted_metrics(at.workspace, chosen, digest) == {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -96,9 +96,10 @@ def _print(view: JudgeView, as_json: bool) -> None:
         return
     people = escape(", ".join(found.labelled_by))
     console.print(f"  calibrated on labels of {people}; artifact {short(view.digest)}\n")
-    rows = [row for one in found.metrics for row in _rows(one, view.floor, view.demoted)]
-    show_table("", ["metric", "figure", "judge", "floor", "what it says"], rows)
-    console.print()
+    for one in found.metrics:
+        verdict = "advisory" if one.metric in view.demoted else "may gate"
+        show_table(f"{one.metric}: {verdict}", ["", "figure", "judge", "floor", "what it says"], _rows(one, view.floor))
+        console.print()
     for name in view.suite.judged.metrics if view.suite.judged else ():
         if name in view.demoted:
             console.print(f"[yellow]![/] {escape(name)} is advisory: {escape(view.demoted[name])}.")
@@ -106,43 +107,59 @@ def _print(view: JudgeView, as_json: bool) -> None:
             console.print(f"[green]✔[/] {escape(name)} may gate.")
 
 
-def _rows(one: MetricCalibration, floor: JudgeFloor, demoted: dict[str, str]) -> list[list[Any]]:
-    """A metric's figures, each beside its floor. `-`: not measured, the metric could gate no more."""
-    rows: list[tuple[str, str, str, str]] = [
-        ("labelled items", str(one.labelled), f"≥ {floor.minimum_n}", "answers that people judged"),
-        (
+def _rows(one: MetricCalibration, floor: JudgeFloor) -> list[list[str]]:
+    """A metric's figures, each beside its floor. `-`: not measured, the metric could gate no more by then."""
+    bias = _share(one.position_bias) + (f" of {one.pairs}" if one.position_bias is not None else "")
+    length = "-" if one.length_bias is None else f"{one.length_bias:+.2f}"
+    causes = ", ".join(f"{count} {cause}" for cause, count in one.causes.items())
+    return [
+        [
+            _mark(one.labelled >= floor.minimum_n),
+            "labelled items",
+            str(one.labelled),
+            f"≥ {floor.minimum_n}",
+            "answers that people judged",
+        ],
+        [
+            _mark(one.valid_share >= floor.valid_share),
             "scored",
             f"{one.valid} of {one.asked}",
             f"≥ {floor.valid_share:.0%}",
-            ", ".join(f"{count} {cause}" for cause, count in one.causes.items()) or "no failures",
-        ),
-        (
+            causes or "the judge failed on none",
+        ],
+        [
+            _mark(one.kappa_low >= floor.kappa),
             "agreement",
             f"{one.kappa:.2f} [{one.kappa_low:.2f}, {one.kappa_high:.2f}]",
             f"from {floor.kappa:.2f}",
-            "Cohen's kappa with people: 1 always, 0 as by chance; 95% interval",
-        ),
-        (
+            "with people: 1 always, 0 by chance (kappa, 95% interval)",
+        ],
+        [
+            _mark(one.self_agreement is not None and one.self_agreement >= floor.self_agreement, one.self_agreement),
             "self-agreement",
             _share(one.self_agreement),
             f"≥ {floor.self_agreement:.0%}",
             "same verdict when asked again",
-        ),
-        (
+        ],
+        [
+            _mark(one.position_bias is not None and one.position_bias <= floor.position_bias, one.position_bias),
             "position bias",
-            _share(one.position_bias) + (f" of {one.pairs}" if one.position_bias is not None else ""),
+            bias,
             f"≤ {floor.position_bias:.0%}",
-            "pairs of answers where the order decides, not the answer",
-        ),
-        (
+            "pairs where the order decides, not the answer",
+        ],
+        [
+            _mark(one.length_bias is not None and abs(one.length_bias) <= floor.length_bias, one.length_bias),
             "length bias",
-            "-" if one.length_bias is None else f"{one.length_bias:+.2f}",
+            length,
             f"± {floor.length_bias:.2f}",
-            "rank correlation of score and length among answers people judge alike",
-        ),
+            "does a longer answer get more than it is worth?",
+        ],
     ]
-    title = f"{one.metric} ({'advisory' if one.metric in demoted else 'may gate'})"
-    return [[title if number == 0 else "", *row] for number, row in enumerate(rows)]
+
+
+def _mark(good: bool, measured: float | None = 0.0) -> str:
+    return "-" if measured is None else "✔" if good else "✘"
 
 
 def _share(value: float | None) -> str:
