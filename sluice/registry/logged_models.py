@@ -80,8 +80,8 @@ def create_model(registry: MlflowRegistry, application: str) -> None:
     about = (
         f"Everything that was a release of `{application}`, or wanted to be. The alias `champion` marks what "
         "users get, `challenger` what a few of them get in a canary, `candidate` what waits for approval. The signed "
-        "ledger decides; this page shows it, and one of these that is moved by hand is put back. The alias `approved` is "
-        "yours: put it on a version to approve it."
+        "ledger decides; this page shows it, and one of these that is moved by hand is put back. The alias `approved` "
+        "is yours: put it on a version to approve it."
     )
     try:
         registry.post("registered-models/create", name=application, description=about)
