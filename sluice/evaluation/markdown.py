@@ -99,12 +99,16 @@ def _slices(decision: Decision, comparison: Comparison) -> list[str]:
     ]
     if not losing:
         return [f"- **Slices:** none of {len({one.slice for one in comparison.slices})} loses in a metric that gates."]
-    # By standard errors, as metrics have units of their own.
-    worst = sorted(
-        losing, key=lambda one: ((one.mean_gain or 0.0) / max((one.high or 0.0) - (one.low or 0.0), 1e-9), one.name)
-    )
+    # In widths of the metric's own interval over all items, as metrics have units of their own.
+    worst = sorted(losing, key=lambda one: ((one.mean_gain or 0.0) / _width(comparison, one.metric.name), one.name))
     said = [f"{one.metric.title} in {plain(one.slice, 50)} {wording.difference(one)}, n = {one.n}" for one in worst[:3]]
     return [f"- **Worst slices:** {'; '.join(said)}."]
+
+
+def _width(comparison: Comparison, name: str) -> float:
+    whole = comparison.metric(name)
+    gain = whole.gain if whole else None
+    return (gain.high - gain.low if gain else 0.0) or 1.0
 
 
 def _safety(comparison: Comparison, evidence: Evidence) -> list[str]:

@@ -102,6 +102,21 @@ def test_the_summary_says_in_a_line_each_what_a_reviewer_asks_for(summary: str) 
         assert text in summary
 
 
+def test_the_worst_slices_are_those_that_lose_most_not_those_with_most_items(made: Made) -> None:
+    decision, comparison, evidence = made
+    losses = {"category=culture": -0.30, "language=en": -0.10, "language=es": -0.02}
+    slices = tuple(
+        replace(
+            one, difference=losses[one.slice], low=losses[one.slice] - 40 / one.n, high=losses[one.slice] + 40 / one.n
+        )
+        for one in comparison.slices
+        if one.metric.name == "token_f1" and one.slice in losses
+    )
+    text = summary_markdown(decision, replace(comparison, slices=slices), evidence)
+    (line,) = (line for line in text.splitlines() if "Worst slices" in line)
+    assert re.findall(r"in (\S+) ", line) == list(losses)
+
+
 def test_a_summary_that_would_grow_too_long_loses_whole_lines_from_its_end(made: Made) -> None:
     decision, comparison, evidence = made
     wide = replace(evidence, changes=["x" * 500] * 20, dataset={f"rule {n}": "x" * 500 for n in range(40)})
