@@ -28,8 +28,8 @@ VERDICTS = {
 
 DECIDE = (
     "**To approve:** `sluice approve {number} --reason '...'`. Or here, under Tags: add `approval.by` (your name) and "
-    "`approval.reason`, and last set `approval` to `approved`; or give it the alias `approved`. To refuse: `sluice "
-    "reject {number}`, or `rejected`."
+    "`approval.reason`, and last set `approval` to `approved`; or give it the alias `approved`. To refuse: "
+    "`sluice reject {number}`, or `rejected`."
 )
 TWO = "**Two people must approve** ({why}), one of them at least with `sluice approve`: here nobody checks a name."
 SPARE = 400

@@ -30,7 +30,7 @@ def running(tmp_path: Path, object_store: DirectoryStore) -> Task:
 
 
 def record(expires: str) -> StepRecord:
-    output = StepOutput({"report": REPORT}, {"verdict": "pass", "expires": expires})
+    output = StepOutput({"report": REPORT}, {"verdict": "pass", "expires": expires, "approvers": 1})
     return StepRecord(StepKey("gate", REPORT, {}, {}), output, PAST, PAST, "here", REPORT)
 
 
