@@ -1,6 +1,6 @@
 """Judging a candidate against a champion to the same decision: ours against `ragas.evaluate()`, same judge, one run.
 
-    .venv/bin/python -m benchmarks.evaluation [--items 300] [--errors 0.03] [--out benchmarks/results/evaluation.json]
+    .venv/bin/python -m benchmarks.evaluation [--items 150] [--errors 0.03] [--out benchmarks/results/evaluation.json]
 
 The judge is scripted (`scripted_judge.py`): it answers the same to everybody after 100 to 200 ms and holds 16 requests
 at once, so what differs is how it is asked. Five metrics of RAGAS 0.4.3, three passages an item. The candidate is
@@ -335,12 +335,13 @@ def row(found: Measured, items: int, base: Measured | None) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--items", type=int, default=300)
+    parser.add_argument("--items", type=int, default=150)
     parser.add_argument("--errors", type=float, default=0.03, help="share of requests that fail in the second part")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/evaluation.json"))
     arguments = parser.parse_args()
     os.environ["RAGAS_DO_NOT_TRACK"] = "true"
     warnings.simplefilter("ignore")
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # RAGAS's loop ends before its client is closed
     logging.getLogger("ragas").setLevel(logging.CRITICAL)  # a line for each answer with one question instead of three
     given = setup(arguments.items)
     given.embed.embed(["warm"])
