@@ -168,6 +168,11 @@ class Policy(Section):
         return self.error_budget if check.error_budget is None else check.error_budget
 
     @property
+    def least_error_budget(self) -> float:
+        """The share of items that may lack a score whatever asks."""
+        return min(self.error_budget_of(check) for check in self.checks)
+
+    @property
     def main_metric(self) -> str:
         """What it is all about: the metric of the first gating check that asks for a gain, or else of the first."""
         chosen = self.gating or self.checks
