@@ -147,6 +147,7 @@ def test_a_demoted_metric_is_shown_with_the_reason_and_gates_nothing() -> None:
     assert decision.verdict == "pass"
     (result,) = (one for one in decision.checks if one.check.metric == "judged.faithfulness")
     assert (result.advisory, result.demoted) == (True, lower["judged.faithfulness"])
+    assert decision.summary.endswith("Faithfulness did not count (kappa may be as low as 0.31 (0.60 is needed)).")
     (gain,) = (
         one for one in compare(champion, candidate, rules, demoted=lower).metrics if one.metric.name == "token_f1"
     )
