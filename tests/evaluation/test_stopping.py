@@ -255,7 +255,8 @@ def test_slices_measured_elsewhere_have_their_places_in_the_correction() -> None
     few, many = (compare(old, new, rules, slices=slices).metric("token_f1") for slices in (one, two))
     assert few
     assert many
-    assert few.p == many.p is not None
+    assert few.p is not None
+    assert many.p == few.p
     assert [few.adjusted_p, many.adjusted_p] == pytest.approx([2 * few.p, 3 * few.p])
 
 
