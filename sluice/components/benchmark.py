@@ -30,9 +30,8 @@ def benchmark(release: str, base: str, suite: str, scores: dsl.Output[dsl.Datase
 def benchmark_step(running: Task, *, release: str, base: str, suite: str, again: int = 0) -> str:
     """Digest of the release's scores in the benchmark tasks (scores.json, and samples.jsonl: what it said).
 
-    A suite without benchmarks gives scores without columns. A result that lost more items than the policy's error
-    budget is made anew when it is asked for again: what was lost is asked again, the rest is known. `again` counts
-    how often that happened before.
+    A suite without benchmarks gives scores without columns. A result that lost more items than the policy allows is
+    made anew (`Task.measured`).
     """
     from sluice.components.answers import SERVING, served_as
     from sluice.evaluation.benchmark_tasks import find_tasks
@@ -81,7 +80,7 @@ def benchmark_step(running: Task, *, release: str, base: str, suite: str, again:
         manifest = workspace.artifacts.put_directory(out, "benchmark", {"release": release})
         return StepOutput({"benchmark": manifest.digest}, {"tasks": counted(scores)})
 
-    def measured(number: int) -> StepRecord:
+    def made(number: int) -> StepRecord:
         return running.step(
             "benchmark",
             rooms=(
@@ -104,12 +103,9 @@ def benchmark_step(running: Task, *, release: str, base: str, suite: str, again:
 
     def lost(record: StepRecord) -> bool:
         found = record.output.values["tasks"].values()
-        return any(one["lost"] > chosen.policy.error_budget * one["items"] for one in found)
+        return any(one["lost"] > chosen.policy.least_error_budget * one["items"] for one in found)
 
-    record = measured(again)
-    while lost(record) and running.state.steps[-1]["hit"]:
-        again += 1
-        record = measured(again)
+    record = running.measured(made, lost, again)
     running.say(summary(record.output.values["tasks"]))
     return record.output.artifacts["benchmark"]
 

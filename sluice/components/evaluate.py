@@ -51,8 +51,7 @@ def evaluate_step(
 ) -> str:
     """Digest of the evaluation: answers and scores of both releases, and the account of how much was measured.
 
-    One that lost more answers or scores than the policy allows is inconclusive, and it is made anew when it is asked
-    for again: what was lost is asked again, the rest is known. `again` counts how often that happened before.
+    One that lost more answers or scores than the policy allows is inconclusive, and is made anew (`Task.measured`).
     """
     from sluice.components.judge import demoted_metrics
     from sluice.evaluation.suite import find_suite
@@ -103,9 +102,6 @@ def evaluate_step(
         }
         return StepOutput({"evaluation": manifest.digest}, values)
 
-    def measured(number: int) -> StepRecord:
-        return running.step("evaluate", **arguments(number), function=work)
-
     def arguments(number: int) -> dict[str, Json]:
         from sluice.components.answers import SERVING, served_as
         from sluice.components.judge import judge_of
@@ -129,10 +125,10 @@ def evaluate_step(
             },
         }
 
-    record = measured(again)
-    while record.output.values["lost"] and running.state.steps[-1]["hit"]:
-        again += 1
-        record = measured(again)
+    def made(number: int) -> StepRecord:
+        return running.step("evaluate", **arguments(number), function=work)
+
+    record = running.measured(made, lambda found: bool(found.output.values["lost"]), again)
     running.say(summary(record.output.values))
     return record.output.artifacts["evaluation"]
 

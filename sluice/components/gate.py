@@ -1,6 +1,7 @@
 """Two releases' answers to the same questions, a policy, a signed decision."""
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -8,7 +9,9 @@ from kfp import dsl
 
 from sluice.components.evidence import Measurements
 from sluice.components.task import Task, component
-from sluice.provenance.canonical import Json, canonical_json
+from sluice.components.workspace import Workspace
+from sluice.infra.errors import InputError
+from sluice.provenance.canonical import Json, canonical_json, short
 from sluice.provenance.steps import StepOutput, StepRecord
 
 
@@ -85,6 +88,11 @@ def gate_step(
     from sluice.components.judge import demoted_metrics
     from sluice.components.origins import compare_origins
 
+    require_evaluation_of(
+        running.workspace,
+        measured.evaluation,
+        {"candidate": candidate, "champion": champion, "prompts": prompts, "suite": chosen.digest},
+    )
     # What the ledger and the settings say today is part of the key: the same inputs give the same decision.
     origins = compare_origins(running.workspace, candidate, champion, chosen)
     demoted = demoted_metrics(running.workspace, chosen, measured.calibration)
@@ -175,6 +183,19 @@ def gate_step(
     record_in_ledger(running, record, candidate=candidate, champion=champion, holdout=items)
     running.say(f"{record.output.values['verdict'].upper()}: {record.output.values['summary']}")
     return record
+
+
+def require_evaluation_of(workspace: Workspace, evaluation: str, subjects: Mapping[str, str]) -> None:
+    """Raises `InputError` when an evaluation is of something else than the gate is to decide about: a suite is read
+    from its files by each step, so that one may have been changed in between."""
+    about = workspace.artifacts.manifest(evaluation).metadata
+    for name, expected in subjects.items():
+        if about.get(name) != expected:
+            raise InputError(
+                f"The evaluation {short(evaluation)} is of another {name} than {short(expected)}, which the decision "
+                "would be about.",
+                hint="Was the suite changed while the run was under way? Start it again: answers are kept.",
+            )
 
 
 def lapsed_unused(running: Task, record: StepRecord, candidate: str) -> bool:

@@ -1,6 +1,7 @@
 """A release asked the safety probes, and its answers looked at."""
 
 # No `from __future__ import annotations` here: KFP reads the annotations themselves.
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from sluice.components.task import Task, component
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import InputError
 from sluice.provenance.canonical import Json, digest_json
-from sluice.provenance.steps import StepOutput
+from sluice.provenance.steps import StepOutput, StepRecord
 
 if TYPE_CHECKING:
     from sluice.evaluation.probes import Probe
@@ -71,7 +72,8 @@ def safety_step(running: Task, *, release: str, base: str, dataset: str, suite: 
     """Digest of the scores and findings of a release, which is the candidate or the champion of `evaluation`.
 
     The key holds what was asked and answered, not where from: another evaluation or dataset in which a champion said
-    the same finds the same artifact. Without the section there are no scores.
+    the same finds the same artifact. Without the section there are no scores. A result that lost more answers to
+    probes than the policy allows is made anew (`Task.measured`).
     """
     from sluice.components.answers import SERVING, served_as
     from sluice.evaluation.answers import read_answers
@@ -117,31 +119,44 @@ def safety_step(running: Task, *, release: str, base: str, dataset: str, suite: 
         values: dict[str, Json] = {
             "answers": len(said) + len(answers),
             "findings": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+            "lost": max((_lost(one.causes) / len(one.values) for one in found.scores.columns.values()), default=0.0),
             "evaluation": evaluation,
             "dataset": dataset,
         }
         return StepOutput({"safety": manifest.digest}, values)
 
-    record = running.step(
-        "safety",
-        rooms=(*_LOOKING, *SERVING, "components.answers", "components.safety"),
-        locks=("main", "serve"),
-        parameters={
-            "safety": section.model_dump(mode="json"),
-            "generation": chosen.generation.model_dump(mode="json"),
-            "probes": digest_of_probes(probes),
-            "answers": digest_json(
-                {one.item_id: [one.answer, one.error, *map(dict, one.tool_calls)] for one in answers}
-            ),
-            **served_as(workspace),
-        },
-        inputs={"release": release, "base": base, "prompts": prompts},
-        function=work,
-    )
+    def made(number: int) -> StepRecord:
+        return running.step(
+            "safety",
+            rooms=(*_LOOKING, *SERVING, "components.answers", "components.safety"),
+            locks=("main", "serve"),
+            parameters={
+                "safety": section.model_dump(mode="json"),
+                "generation": chosen.generation.model_dump(mode="json"),
+                "probes": digest_of_probes(probes),
+                "answers": digest_json(
+                    {one.item_id: [one.answer, one.error, *map(dict, one.tool_calls)] for one in answers}
+                ),
+                **served_as(workspace),
+                **({"again": number} if number else {}),
+            },
+            inputs={"release": release, "base": base, "prompts": prompts},
+            function=work,
+        )
+
+    least = chosen.policy.least_error_budget
+    record = running.measured(made, lambda found: found.output.values["lost"] > least)
     values = record.output.values
     told = ", ".join(f"{_TOLD[kind]}: {count}" for kind, count in values["findings"].items())
     running.say(f"{values['answers']} answers looked at; {told or 'nothing found'}")
     return record.output.artifacts["safety"]
+
+
+def _lost(causes: Mapping[str, str]) -> int:
+    """How many probes have no answer. What the evaluation lost is the evaluation's to ask again."""
+    from sluice.evaluation.safety import is_probe
+
+    return sum(map(is_probe, causes))
 
 
 def _probes(workspace: Workspace, chosen: "Suite", dataset: str) -> "tuple[Probe, ...]":

@@ -8,7 +8,7 @@ from kfp import dsl
 
 from sluice.components.task import Task, component
 from sluice.provenance.canonical import Json
-from sluice.provenance.steps import StepOutput
+from sluice.provenance.steps import StepOutput, StepRecord
 
 if TYPE_CHECKING:
     from sluice.evaluation.speed import SpeedScores
@@ -37,7 +37,7 @@ def speed(
 
 def speed_step(running: Task, *, candidate: str, champion: str, base: str, prompts: str, suite: str) -> str:
     """Digest of the times of both releases: candidate/scores.json, champion/scores.json. Without the section there are
-    no scores."""
+    no scores. A result that lost more requests than the policy allows is made anew (`Task.measured`)."""
     from sluice.components.answers import SERVING, served_as
     from sluice.evaluation.suite import find_suite
 
@@ -56,7 +56,12 @@ def speed_step(running: Task, *, candidate: str, champion: str, base: str, promp
             write_scores(out / side, scores)
             if "speed.latency_s" in scores.columns:
                 times = [value for value in scores.columns["speed.latency_s"].values.values() if value is not None]
-                values[side] = {"answered": len(times), "mean_s": round(sum(times) / len(times), 3) if times else None}
+                lost = 1 - len(times) / len(scores.columns["speed.latency_s"].values)
+                values[side] = {
+                    "answered": len(times),
+                    "lost": lost,
+                    "mean_s": round(sum(times) / len(times), 3) if times else None,
+                }
         about = {"candidate": candidate, "champion": champion} if section else {}
         return StepOutput({"speed": workspace.artifacts.put_directory(out, "speed", about).digest}, values)
 
@@ -83,31 +88,38 @@ def speed_step(running: Task, *, candidate: str, champion: str, base: str, promp
                 report=running.report,
             )
 
-    record = running.step(
-        "speed",
-        rooms=(
-            "evaluation.answers",
-            "evaluation.items",
-            "evaluation.outcomes",
-            "evaluation.scores",
-            "evaluation.speed",
-            "evaluation.speed_metrics",
-            *SERVING,
-            "components.answers",
-            "components.speed",
-        ),
-        locks=("main", "serve"),
-        parameters={
-            "speed": section.model_dump(mode="json"),
-            "generation": chosen.generation.model_dump(mode="json"),
-            "items": chosen.items.model_dump(mode="json"),
-            **served_as(workspace),
-        }
-        if section
-        else {"speed": None},
-        inputs={"candidate": candidate, "champion": champion, "base": base, "prompts": prompts} if section else {},
-        function=work,
-    )
+    def made(number: int) -> StepRecord:
+        return running.step(
+            "speed",
+            rooms=(
+                "evaluation.answers",
+                "evaluation.items",
+                "evaluation.outcomes",
+                "evaluation.scores",
+                "evaluation.speed",
+                "evaluation.speed_metrics",
+                *SERVING,
+                "components.answers",
+                "components.speed",
+            ),
+            locks=("main", "serve"),
+            parameters={
+                "speed": section.model_dump(mode="json"),
+                "generation": chosen.generation.model_dump(mode="json"),
+                "items": chosen.items.model_dump(mode="json"),
+                **served_as(workspace),
+                **({"again": number} if number else {}),
+            }
+            if section
+            else {"speed": None},
+            inputs={"candidate": candidate, "champion": champion, "base": base, "prompts": prompts} if section else {},
+            function=work,
+        )
+
+    def lost(record: StepRecord) -> bool:
+        return any(side["lost"] > chosen.policy.least_error_budget for side in record.output.values.values())
+
+    record = running.measured(made, lost)
     values = record.output.values
     sides = [
         f"{side} {values[side]['answered']} answers, {values[side]['mean_s']} s each"

@@ -99,6 +99,20 @@ class Task:
         self.state.values.update(record.output.values)
         return record
 
+    def measured(
+        self, made: Callable[[int], StepRecord], lost: Callable[[StepRecord], bool], again: int = 0
+    ) -> StepRecord:
+        """A measurement that asks a server: `made(again)` is its step, made anew for the time `again`.
+
+        One that `lost` too much is made anew when it is asked for again: what was lost is asked again, the rest is
+        known. So what one run lost is the next run's to mend, and no run asks for ever.
+        """
+        record = made(again)
+        while self.state.steps[-1]["hit"] and lost(record):
+            again += 1
+            record = made(again)
+        return record
+
     @staticmethod
     def key(
         name: str,

@@ -256,6 +256,8 @@ def cause_of(raised: Exception, model: str, timeout_s: float) -> tuple[str, bool
         return f"server: {' '.join(str(raised.message).split())[:200]}", True
     if isinstance(raised, _Unfinished):
         return str(raised), True
+    if isinstance(raised, ValueError):  # an event that is no JSON: a proxy's page, half an answer
+        return f"not JSON: {' '.join(str(raised).split())[:200]}", True
     raise raised
 
 
@@ -272,6 +274,6 @@ def _call(name: str, arguments: str) -> dict[str, Json]:
     name, arguments = _whole(name), _whole(arguments)
     try:
         read = json.loads(arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         read = None
     return {"name": name, "arguments": read if isinstance(read, dict) else arguments}

@@ -36,7 +36,7 @@ class Cache:
         return found
 
     def put(self, key: str, value: Json) -> None:
-        """Keep a value; it is on disk when this returns."""
+        """Keep a value; a process that is killed then has not lost it."""
         with _failing(self._path), self._connection:
             self._connection.execute(
                 "INSERT OR REPLACE INTO entries (key, value) VALUES (?, ?)", (key, json.dumps(value))

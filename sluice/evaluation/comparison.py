@@ -167,7 +167,9 @@ def slices_of(
         return
     named = {one.slice for one in policy.checks if one.metric == check.metric}
     columns = (champion.columns.get(check.metric), candidate.columns.get(check.metric))
-    found = _values(check.slice, (item for one in columns if one for item in one.values), slices)
+    # What is not measured yet could have any value: the family that Holm corrects for must not grow with looking.
+    items = [item for one in columns if one for item in one.values] or slices
+    found = _values(check.slice, items, slices)
     yield from sorted(found - named) or [check.slice]
 
 
@@ -201,7 +203,7 @@ def _compared(
     if check is not None and check.direction is not None:
         metric = replace(metric, higher_is_better=check.direction == "higher")
     found = pair(metric, before, after)
-    own = alone(metric, after) if check is not None and check.rule == "limit" else None
+    own = alone(metric, after, before) if check is not None and check.rule == "limit" else None
     told = infer(found, own, check, policy, resamples)
     counted: Measured = own or found
     return MetricComparison(

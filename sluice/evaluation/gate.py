@@ -66,7 +66,7 @@ def decide(
     expires = created + timedelta(hours=min(policy.valid_days * 24, longest_valid_hours))
     return Decision(
         verdict,
-        _summary(verdict, gating, comparison),
+        _summary(verdict, gating, [one for one in checks if one.demoted and not one.check.advisory], comparison),
         checks,
         comparison.total,
         subjects,
@@ -124,7 +124,7 @@ def _superior(
     mean = found.mean_gain or 0.0
     if low > 0 and significant and mean >= check.minimum_effect:
         return "pass", "better than the champion" + (
-            f", and by at least {check.minimum_effect:g}" if check.minimum_effect else ""
+            f", and the measured gain is at least {check.minimum_effect:g}" if check.minimum_effect else ""
         )
     if high <= 0:
         return "fail", "not better than the champion"
@@ -186,7 +186,7 @@ def _power(found: MetricComparison, effect: float | None) -> str:
     return text
 
 
-def _summary(verdict: Verdict, gating: list[CheckResult], comparison: Comparison) -> str:
+def _summary(verdict: Verdict, gating: list[CheckResult], demoted: list[CheckResult], comparison: Comparison) -> str:
     """One sentence that a reader understands who never saw a gate before."""
     items = f"on {comparison.total} held-out questions"
     if verdict == "pass":
@@ -196,7 +196,10 @@ def _summary(verdict: Verdict, gating: list[CheckResult], comparison: Comparison
         claims = [f"better in {wording.joined(better)}"] if better else []
         claims += [f"not worse in {kept}"] if kept else []
         claims += [f"within the limits of {within}"] if within else []
-        return f"The candidate may replace the champion: {items} its answers are {wording.joined(claims)}."
+        # What the policy wanted to gate, and could not: a reader must not take the pass for its pass.
+        silent = [f"{result.title} did not count ({result.demoted})" for result in demoted]
+        but = f" {wording.joined(silent)}." if silent else ""
+        return f"The candidate may replace the champion: {items} its answers are {wording.joined(claims)}.{but}"
     if verdict == "fail":
         words = {"superiority": "not better in", "non_inferiority": "worse in", "limit": "beyond the limit of"}
         failed = [f"{words[one.check.rule]} {_scored(one)}" for one in gating if one.verdict == "fail"]

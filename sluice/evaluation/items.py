@@ -76,8 +76,9 @@ def read_items(path: Path) -> tuple[Item, ...]:
 def _item(line: bytes, where: str) -> Item:
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}.") from error
+        canonical_json(row)  # what has no canonical form (NaN, half a character) has no digest
+    except (ValueError, RecursionError, InputError) as error:
+        raise InputError(f"{where} is not JSON: {error}") from error
     if not isinstance(row, dict):
         raise InputError(f"{where} must be an object with id, question and reference.")
     for name in row:

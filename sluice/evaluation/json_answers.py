@@ -38,14 +38,14 @@ def json_schema(answer: str, schema: Json) -> float:
     from referencing import Registry
     from referencing.exceptions import Unresolvable
 
-    kind = validators.validator_for(schema, default=validators.Draft202012Validator)
     try:
+        kind = validators.validator_for(schema, default=validators.Draft202012Validator)
         kind.check_schema(schema)
         # A registry of its own: the library's would fetch a reference from the network.
         return float(kind(schema, registry=Registry()).is_valid(read_document(answer)))
-    except NotJson:
-        return 0.0
-    except (exceptions.SchemaError, Unresolvable) as error:
+    except (NotJson, RecursionError, OverflowError):
+        return 0.0  # the latter two: nested too deeply, or a number too large, for any program to make use of
+    except (exceptions.SchemaError, Unresolvable, AttributeError, TypeError) as error:
         raise InputError(f"json_schema = {json.dumps(schema)[:200]} is no JSON schema: {error}"[:600]) from error
 
 

@@ -75,9 +75,9 @@ def pair(metric: Metric, champion: Column | None, candidate: Column | None) -> P
     return Pairing(metric, kept, len(items), missing, worst, sequential, planned, before[both], after[both])
 
 
-def alone(metric: Metric, side: Column | None) -> Alone:
-    """One column by itself."""
-    items, sequential, planned = _items(side)
+def alone(metric: Metric, side: Column | None, other: Column | None = None) -> Alone:
+    """One column by itself. An item that only the `other` release has was asked and is missing."""
+    items, sequential, planned = _items(side, other)
     missing: Counter[str] = Counter()
     values = np.full(len(items), np.nan)
     for number, item in enumerate(items):

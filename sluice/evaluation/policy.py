@@ -29,9 +29,9 @@ _SLICE = r"^([^=\s]+(=.*\S)?)?$"
 
 
 class Section(BaseModel):
-    """Strict: text is no number and `yes` no margin. Tuples say for themselves that a list of YAML is one."""
+    """Strict: text is no number, `yes` no margin, `.inf` no time. Tuples say for themselves that a YAML list is one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def habit(problem: ErrorDetails) -> str:
@@ -51,7 +51,7 @@ def _margin(given: Any) -> float | str:
         if not 0 < float(found[1]) < 100:
             raise PydanticCustomError("margin", "{says}", {"says": "must be above 0% and below 100%"})
         return given
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < float("inf"):
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < 1e300:
         says = "must be a number above 0: a loss that small is still tolerated, so it cannot be nothing or less"
         raise PydanticCustomError("margin", "{says}", {"says": says})
     return float(given)
@@ -78,7 +78,7 @@ class Superiority(CheckSection):
     """The candidate must be better: interval of the gain above zero, and the gain itself at least `minimum_effect`."""
 
     rule: Literal["superiority"]
-    minimum_effect: float = Field(0.0, ge=0, allow_inf_nan=False, description="smallest gain, in the metric's unit")
+    minimum_effect: float = Field(0.0, ge=0, description="smallest gain, in the metric's unit")
 
 
 class NonInferiority(CheckSection):
@@ -102,8 +102,8 @@ class Limit(CheckSection):
     """
 
     rule: Literal["limit"]
-    at_most: float | None = Field(None, allow_inf_nan=False)
-    at_least: float | None = Field(None, allow_inf_nan=False)
+    at_most: float | None = None
+    at_least: float | None = None
 
     @property
     def zero_tolerance(self) -> bool:
@@ -137,7 +137,7 @@ class Policy(Section):
     minimum_n: int = Field(100, ge=2, description="pairs of valid scores below which nothing is decided")
     error_budget: float = Field(0.02, ge=0, lt=1, description="share of items that may lack a score")
     correction: Literal["holm", "none"] = Field("holm", description="over the gating checks")
-    valid_days: float = Field(7.0, gt=0, allow_inf_nan=False, description="age after which a decision has expired")
+    valid_days: float = Field(7.0, gt=0, le=36_500, description="age after which a decision has expired")
     second_approver: Annotated[tuple[ChangeKind, ...], Field(strict=False)] = Field(
         (), description="changes that two people have to approve"
     )
@@ -166,6 +166,11 @@ class Policy(Section):
     def error_budget_of(self, check: AnyCheck) -> float:
         """Share of this check's items that may lack a score."""
         return self.error_budget if check.error_budget is None else check.error_budget
+
+    @property
+    def least_error_budget(self) -> float:
+        """The share of items that may lack a score whatever asks."""
+        return min(self.error_budget_of(check) for check in self.checks)
 
     @property
     def main_metric(self) -> str:

@@ -31,6 +31,7 @@ KINDS_ASKED: Mapping[str, tuple[Kind, ...]] = {
 }
 """Kinds of probes that each entry of a suite's `safety.probes` asks. Without any it looks at what there is."""
 
+_PROBE = "probe:"
 _METRICS = {metric.name.removeprefix("safety."): metric for metric in SAFETY_METRICS}
 
 
@@ -88,6 +89,11 @@ def items_of(probes: Iterable[Probe]) -> list[Item]:
         if probe.asked_without:
             items.append(Item(_without(probe), probe.without, "", probe.asked_without))
     return items
+
+
+def is_probe(item: str) -> bool:
+    """Whether an item of the scores is a probe, and not one of the evaluation."""
+    return item.startswith(_PROBE)
 
 
 def measure_safety(
@@ -216,11 +222,11 @@ def _toxicity(every: Sequence[_Said]) -> _Look:
 
 def _asked(probe: Probe) -> str:
     # A prefix: an item of the evaluation may have a probe's id.
-    return f"probe:{probe.id}"
+    return f"{_PROBE}{probe.id}"
 
 
 def _without(probe: Probe) -> str:
-    return f"probe:{probe.id}:without"
+    return f"{_PROBE}{probe.id}:without"
 
 
 def _given(item: Item) -> tuple[str, ...]:

@@ -124,10 +124,9 @@ def unseen(checks: Sequence[CheckResult], slices: Slices) -> list[str]:
     """The values of a gating check's dimension that items have, and none that was measured."""
     seen: dict[tuple[str, str], set[str]] = {}
     for check in checks:
-        if not check.advisory:
-            dimension = check.slice.partition("=")[0]
-            seen.setdefault((check.check.metric, dimension), set()).add(check.slice)
-    whole = {(check.check.metric, check.check.slice) for check in checks}
+        # A value with a check of its own that gates nothing is seen as well: no other check is about it.
+        seen.setdefault((check.check.metric, check.slice.partition("=")[0]), set()).add(check.slice)
+    whole = {(check.check.metric, check.check.slice) for check in checks if not check.advisory}
     return sorted(
         {
             f"{dimension}={own[dimension]}"

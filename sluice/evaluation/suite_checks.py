@@ -176,6 +176,8 @@ def _range(
     if idle or not low <= bound <= high:
         effect = "always holds" if idle else "can never hold"
         yield f"{place}.{field}", f"{effect}: {metric.title} goes from {low:g} to {high:g}"
+    elif field == "at_least" and bound == high:
+        yield f"{place}.{field}", "is the best there is, and no number of items shows that; ask for a little less"
 
 
 def _gating(suite: Suite, check: AnyCheck, metric: Metric, place: str) -> Iterator[Problem]:

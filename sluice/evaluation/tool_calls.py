@@ -44,7 +44,10 @@ def _name(call: Call) -> str:
 
 
 def _identity(call: Call) -> str:
-    return json.dumps([call.get("name"), _plain(call.get("arguments", {}))], sort_keys=True)
+    try:
+        return json.dumps([call.get("name"), _plain(call.get("arguments", {}))], sort_keys=True)
+    except RecursionError:
+        return ""  # nested too deeply to be any call that an item expects
 
 
 def _plain(value: Json) -> Json:
@@ -58,7 +61,7 @@ def _plain(value: Json) -> Json:
 def _written(text: str) -> Call:
     try:
         call = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for thousands of brackets
         call = None
     if not isinstance(call, dict) or not isinstance(call.get("arguments", {}), dict):
         return {"name": "", "arguments": text}

@@ -164,7 +164,7 @@ def test_a_suites_own_items_are_asked_as_written_and_kept_out_of_training(place:
     beside = place.workspace.settings.home / "mine.jsonl"
     with_passage = '{"id": "b", "question": "Why?", "contexts": ["Because."]}\n'
     beside.write_text('{"id": "a", "question": "What is it?", "reference": "A permit"}\n' + with_passage)
-    suite = place.write(SUITE + "items: {source: file, file: mine.jsonl}\n")
+    suite = place.write(SUITE.replace("minimum_n: 20", "minimum_n: 2") + "items: {source: file, file: mine.jsonl}\n")
     running = Task("holdout", place.workspace)
     held, prompts = held_out(running, index="", size=1, suite=suite)
     assert running.state.summary == "2 questions of suite mine, kept out of training"

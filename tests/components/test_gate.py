@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sluice.components.gate import lapsed_unused, record_in_ledger
+from sluice.components.gate import lapsed_unused, record_in_ledger, require_evaluation_of
 from sluice.components.task import Task
 from sluice.components.workspace import Workspace
+from sluice.infra.errors import InputError
 from sluice.infra.settings import Settings
+from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.attestation import Signer
 from sluice.provenance.ledger import Ledger
 from sluice.provenance.releases import read_state, record_failure, record_rejection
@@ -62,3 +64,14 @@ def test_a_renewed_decision_reaches_the_ledger_and_the_same_one_does_not_twice(r
     entries = read_state(running.workspace.ledger).entries
     found = [e.body["expires"] for e in entries if e.kind == "decision" and e.body["adapter"] == A]
     assert found == [PAST, FUTURE]
+
+
+def test_nothing_is_decided_by_an_evaluation_of_something_else(running: Task, artifacts: ArtifactStore) -> None:
+    about = {"candidate": A, "champion": BASE, "prompts": HOLDOUT, "suite": REPORT}
+    running.workspace.__dict__["artifacts"] = artifacts
+    evaluation = artifacts.put_files({"scores.json": b"{}"}, "evaluation", about).digest
+    require_evaluation_of(running.workspace, evaluation, about)
+    for name in about:
+        with pytest.raises(InputError, match=f"is of another {name} ") as raised:
+            require_evaluation_of(running.workspace, evaluation, {**about, name: BASE if name != "champion" else A})
+        assert "Start it again" in str(raised.value)

@@ -39,3 +39,24 @@ def test_both_releases_are_timed_once(
         assert read_scores(artifacts.fetch(nothing) / side).columns == {}
     assert running.state.summary.startswith("candidate 8 answers, ")
     assert idle.state.summary == "the suite asks for no times"
+
+
+def test_requests_that_were_lost_are_made_by_the_next_run(
+    tmp_path: Path, object_store: DirectoryStore, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch)
+    down = [True]
+    with chat_server(by_model=lambda *_: Reply("two words", status=500 if down[0] else 200)) as server:
+        place = Place(tmp_path / "home", server.url, object_store, artifacts)
+        given = {"candidate": CANDIDATE, "champion": CHAMPION, "base": BASE, "prompts": place.prompts}
+        given["suite"] = place.suite(SPEED)
+        lost = speed_step(place.task("speed"), **given)
+        assert set(read_scores(artifacts.fetch(lost) / "champion").columns["speed.latency_s"].causes.values()) == {
+            "http 500"
+        }
+        down[0] = False
+        mended = speed_step(place.task("speed"), **given)
+        asked = len(server.asked)
+        assert not read_scores(artifacts.fetch(mended) / "champion").columns["speed.latency_s"].causes
+        assert speed_step(place.task("speed"), **given) == mended
+        assert len(server.asked) == asked

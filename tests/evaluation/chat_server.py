@@ -17,7 +17,7 @@ class Reply:
     """One answer: streamed words, then the finish reason (None: the stream just ends), or an HTTP error status.
 
     `calls` are pieces of tool calls, one event each: what stands in `delta.tool_calls`. `cut`: the connection drops
-    after the first word.
+    after the first word. `junk`: a first event that is no JSON.
     """
 
     text: str = "an answer"
@@ -26,6 +26,7 @@ class Reply:
     pause_s: float = 0.0
     calls: Sequence[dict[str, Any]] = ()
     cut: bool = False
+    junk: bool = False
 
 
 @dataclass
@@ -93,6 +94,8 @@ def chat_server(
             if plan.status != 200:
                 self.wfile.write(json.dumps({"error": {"message": "made to fail"}}).encode())
                 return
+            if plan.junk:
+                self.wfile.write(b"data: <html>504</html>\n\n")
             words = plan.text.split(" ") if plan.text else []
             deltas: list[dict[str, Any]] = [{"content": (" " if i else "") + word} for i, word in enumerate(words)]
             deltas += [{"tool_calls": [piece]} for piece in plan.calls]

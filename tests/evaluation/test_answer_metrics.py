@@ -131,10 +131,35 @@ def test_json_is_the_whole_answer_and_satisfies_the_schema(text: str, valid: flo
     assert json_schema(text, PERMIT) == right
 
 
+@pytest.mark.parametrize(
+    ("text", "schema"),
+    [
+        ("[" * 400 + "]" * 400, {"type": "array", "items": {"$ref": "#"}}),
+        ("1" * 400, {"multipleOf": 0.1}),
+        ("1e999", {"multipleOf": 0.1}),
+    ],
+)
+def test_an_answer_that_no_program_can_use_is_wrong_and_stops_nothing(text: str, schema: dict[str, object]) -> None:
+    assert json_schema(text, schema) == 0.0
+
+
+@pytest.mark.parametrize("deep", ["[" * 100_000, "[" * 900 + "]" * 900])
+def test_a_call_without_end_is_a_wrong_call_and_stops_nothing(deep: str) -> None:
+    text = f'<tool_call>{{"name": "x", "arguments": {{"a": {deep}}}}}</tool_call>'
+    calls = calls_of(Answer("i", text, "stop", 1, 1, 0.1, 0.1))
+    assert len(calls) == 1
+    assert tool_call(calls, [{"name": "x", "arguments": {}}]) == tool_call(calls, []) == 0.0
+
+
 def test_a_schema_is_checked_and_leads_nowhere_else() -> None:
     assert json_schema('{"a": 1}', {"$ref": "#/$defs/x", "$defs": {"x": {"type": "object"}}}) == 1.0
     assert json_schema("7", True) == 1.0
-    for bad in ({"type": "nonsense"}, {"$ref": "http://127.0.0.1:9/schema.json"}, {"$ref": "#/$defs/gone"}):
+    for bad in (
+        {"type": "nonsense"},
+        {"$ref": "http://127.0.0.1:9/schema.json"},
+        {"$ref": "#/$defs/gone"},
+        {"$schema": 5},
+    ):
         with pytest.raises(InputError, match="is no JSON schema"):
             json_schema('{"a": 1}', bad)
 

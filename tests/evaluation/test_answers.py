@@ -86,15 +86,16 @@ def test_what_can_happen_to_an_item_is_an_outcome_of_its_own(cache: Cache) -> No
         "question 6": Reply("the stream ends", finish=None),
         "question 7": Reply(status=400),
         "question 8": Reply("the line drops", cut=True),
+        "question 9": Reply("a proxy talks", junk=True),
     }
     with chat_server(lambda question, _: plans[question]) as server:
-        answers = ask(prompts(9), server.url, cache, patience=Patience(timeout_s=60, attempts=2, pause_s=0.01))
+        answers = ask(prompts(10), server.url, cache, patience=Patience(timeout_s=60, attempts=2, pause_s=0.01))
     outcomes = [a.outcome for a in answers]
-    assert outcomes == ["answered", "truncated", "empty", "refused", "no_answer", "error", "error", "error", "error"]
+    assert outcomes == ["answered", "truncated", "empty", "refused", "no_answer", *["error"] * 5]
     causes = [(a.error or "").split(":")[0] for a in answers[5:]]
-    assert causes == ["http 500", "unfinished", "http 400", "connection"]
+    assert causes == ["http 500", "unfinished", "http 400", "connection", "not JSON"]
     tries = {question: server.asked.count(question) for question in plans}
-    assert [tries[f"question {n}"] for n in range(9)] == [1, 1, 1, 1, 1, 2, 2, 1, 2]
+    assert [tries[f"question {n}"] for n in range(10)] == [1, 1, 1, 1, 1, 2, 2, 1, 2, 2]
 
 
 def test_an_item_that_takes_too_long_is_a_timeout(cache: Cache) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from sluice.evaluation.catalogue import catalogue
 from sluice.evaluation.comparison import Comparison, compare
@@ -146,6 +147,7 @@ def test_a_demoted_metric_is_shown_with_the_reason_and_gates_nothing() -> None:
     assert decision.verdict == "pass"
     (result,) = (one for one in decision.checks if one.check.metric == "judged.faithfulness")
     assert (result.advisory, result.demoted) == (True, lower["judged.faithfulness"])
+    assert decision.summary.endswith("Faithfulness did not count (kappa may be as low as 0.31 (0.60 is needed)).")
     (gain,) = (
         one for one in compare(champion, candidate, rules, demoted=lower).metrics if one.metric.name == "token_f1"
     )
@@ -342,3 +344,32 @@ def test_the_order_of_items_columns_and_checks_changes_no_byte(order: list[int],
     slices = {item: SLICES[item] for item in sorted(SLICES, reverse=True)}
     expected = gate(one, one, rules, slices=SLICES).to_json()
     assert gate(other, other, rules, slices=slices).to_json() == expected
+
+
+def test_a_limit_misses_the_items_that_only_the_champion_has() -> None:
+    rules = policy({"rule": "limit", "metric": "safety.toxicity", "at_most": 0.2})
+    whole, half = scores(safety__toxicity=[0.0] * 200), scores(safety__toxicity=[0.0] * 120)
+    assert gate(whole, whole, rules).verdict == "pass"
+    decision = gate(whole, half, rules)
+    assert decision.verdict == "inconclusive"
+    assert "80 of 200 items (40.0%) lack a score (80 missing)" in decision.checks[0].reason
+
+
+@pytest.mark.parametrize(("n", "margin"), [(2, 0.7), (8, 0.4), (8, 0.5), (19, 0.2)])
+def test_few_pairs_of_a_rate_pass_a_worse_candidate_no_more_often_than_alpha_says(n: int, margin: float) -> None:
+    """Exactly: over all tables of gains and losses of a candidate that is worse by the margin."""
+    rules = policy({"rule": "non_inferiority", "metric": "answer_rate", "margin": margin}, minimum_n=2)
+    passing = []
+    for lost in range(n + 1):
+        for gained in range(n + 1 - lost):
+            old = [1.0] * lost + [0.0] * gained + [1.0] * (n - lost - gained)
+            new = [0.0] * lost + [1.0] * gained + [1.0] * (n - lost - gained)
+            compared = compare(scores(answer_rate=old), scores(answer_rate=new), rules).metrics[0]
+            assert compared.p is not None
+            assert compared.room is not None
+            if compared.p <= rules.alpha and compared.room.low > 0:
+                passing.append((gained, lost))
+    for gaining in np.linspace(0, (1 - margin) / 2, 12):
+        odds = [gaining, gaining + margin, max(0.0, 1 - 2 * gaining - margin)]
+        wrong = sum(float(stats.multinomial.pmf([up, down, n - up - down], n, odds)) for up, down in passing)
+        assert wrong <= rules.alpha + 0.001, f"{gaining:.2f}"

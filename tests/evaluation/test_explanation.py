@@ -44,7 +44,7 @@ def test_a_pass_says_who_has_to_approve_and_until_when() -> None:
     assert told(explained, "missing") == "no item lacks a score on either side."
     assert "Holm" in told(explained, "correction")
     assert told(explained, "power") == ""
-    assert explained.next_step.startswith("Read the report, then a person: `sluice approve 7 --comment WHY`")
+    assert explained.next_step.startswith("Read the report, then a person: `sluice approve 7 --reason WHY`")
     first = explained.rows[0]
     assert (first.metric, first.needed, first.verdict, first.gates) == (
         "Token F1",

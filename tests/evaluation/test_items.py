@@ -45,6 +45,21 @@ def test_a_question_alone_is_asked_as_it_stands(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": "a", "question": "\\ud800"}',
+        '{"id": "a", "question": "x", "json_schema": {"minimum": NaN}}',
+        '{"id": "a", "question": "x", "json_schema": ' + '{"a":' * 3000 + "1" + "}" * 3001,
+    ],
+)
+def test_what_has_no_digest_is_told_with_its_line(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "items.jsonl"
+    path.write_text('{"id": "b", "question": "x"}\n' + line)
+    with pytest.raises(InputError, match="line 2 is not JSON"):
+        read_items(path)
+
+
+@pytest.mark.parametrize(
     ("row", "says"),
     [
         (["a"], "must be an object"),

@@ -13,11 +13,12 @@ import pytest
 
 from sluice.evaluation.answers import Answer
 from sluice.evaluation.catalogue import catalogue
+from sluice.evaluation.comparison import compare
 from sluice.evaluation.gate import CheckResult, Verdict
 from sluice.evaluation.head_to_head import Ask, head_to_head, lost
 from sluice.evaluation.items import Item, asking_order
 from sluice.evaluation.policy import Policy
-from sluice.evaluation.scores import Column, column
+from sluice.evaluation.scores import Column, column, scores_of
 from sluice.evaluation.stopping import Stopping, joined_columns, read_stopping, settled, write_stopping
 from sluice.evaluation.suite import Suite
 from sluice.infra.errors import InputError, UnavailableError
@@ -228,6 +229,35 @@ def test_a_rare_slice_that_a_check_asks_for_is_waited_for() -> None:
     one_value = [{**by_category[0], "slice": "category=permits"}]
     found = run(Scripted(95, seed=1), Scripted(20, seed=2), suite(CHECKS[0], *one_value), asked=rare(200))
     assert found.stopping.asked < 200
+
+
+def test_a_value_that_is_only_shown_is_not_waited_for() -> None:
+    checks = (
+        {"rule": "non_inferiority", "metric": "answer_rate", "margin": 0.9, "slice": "category", "minimum_n": 2},
+        {
+            "rule": "non_inferiority", "metric": "answer_rate", "margin": 0.9, "slice": "category=permits",
+            "advisory": True, "minimum_n": 2,
+        },
+    )  # fmt: skip
+    found = run(Scripted(100), Scripted(100), suite(*checks), 400)
+    assert found.stopping.asked < 400
+    assert "category=fees passed" in found.stopping.reason
+
+
+def test_slices_measured_elsewhere_have_their_places_in_the_correction() -> None:
+    """A check on each slice of a safety metric is as many tests at the gate, so it is as many at a look."""
+    sliced = {"rule": "limit", "metric": "safety.toxicity", "at_most": 0.1, "slice": "category"}
+    ours = {"rule": "superiority", "metric": "token_f1"}
+    one, two = ({f"i{n}": {"category": "a" if n % count else "b"} for n in range(80)} for count in (1, 2))
+    known = catalogue()
+    old, new = (scores_of([column(known["token_f1"], {f"i{n}": value for n in range(80)})]) for value in (0.1, 0.4))
+    rules = suite(ours, sliced, safety={"probes": ["toxicity"]}).policy
+    few, many = (compare(old, new, rules, slices=slices).metric("token_f1") for slices in (one, two))
+    assert few
+    assert many
+    assert few.p is not None
+    assert many.p == few.p
+    assert [few.adjusted_p, many.adjusted_p] == pytest.approx([2 * few.p, 3 * few.p])
 
 
 def test_what_tolerates_nothing_is_open_until_the_last_item() -> None:

@@ -184,6 +184,18 @@ BAD_GATE: dict[str, tuple[list[tuple[str, str]], str]] = {
         [("at_least: 0.5", "at_least: 0.5, direction: lower")],
         "policy.checks.2.direction (gate.yaml line 9) = 'lower': says nothing in a limit",
     ),
+    "limit that no number of items shows": (
+        [("at_least: 0.5", "at_least: 1")],
+        "policy.checks.2.at_least (gate.yaml line 9) = 1: is the best there is, and no number of items shows that",
+    ),
+    "margin without end": (
+        [("margin: 0.05", f"margin: {10**400}")],
+        "must be a number above 0",
+    ),
+    "valid for ever": (
+        [("minimum_n: 50", "valid_days: 1000000.0")],
+        "policy.valid_days (gate.yaml line 1) = 1000000.0: should be less than or equal to 36500",
+    ),
     "margin of nothing": (
         [("margin: 0.05", "margin: 0")],
         "policy.checks.1.margin (gate.yaml line 8) = 0: must be a number above 0",
