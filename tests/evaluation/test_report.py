@@ -15,11 +15,12 @@ from sluice.evaluation.decision import Decision
 from sluice.evaluation.evidence import Evidence
 from sluice.evaluation.examples import pick_examples
 from sluice.evaluation.gate import decide
-from sluice.evaluation.markdown import LONGEST, plain, summary_markdown
+from sluice.evaluation.markdown import LONGEST, summary_markdown
 from sluice.evaluation.page import script_source
 from sluice.evaluation.report import write_report
 from sluice.evaluation.scores import Scores
 from sluice.evaluation.stopping import Stopping
+from sluice.infra.markdown import plain
 from tests.evaluation.made_up import COUNT, TOTAL, evaluation
 from tests.evaluation.scores import NOW, SUBJECTS, policy
 
