@@ -124,7 +124,7 @@ def test_times_between_looks(text: str, value: float) -> None:
     assert seconds(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "soon", "0s", "0.1s", "-5s", "10 s", "1d", "nan"])
+@pytest.mark.parametrize("text", ["", "soon", "0s", "0.1s", "-5s", "10 s", "1d", "nan", "9999999h"])
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(InputError, match="--every"):
         seconds(text)
