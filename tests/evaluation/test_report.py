@@ -273,3 +273,12 @@ def test_an_evaluation_that_asked_everything_claims_no_saving(made: Made) -> Non
     at_once = replace(evidence, stopping=Stopping(240, 240, 0, "", 480, 0))
     assert "Sequential" not in summary_markdown(decision, comparison, at_once)
     assert at_once.stopped_early is None
+
+
+def test_half_a_character_and_a_formula_stop_no_report(made: Made, tmp_path: Path) -> None:
+    decision, comparison, evidence = made
+    first, *others = evidence.candidate_answers
+    broken = replace(evidence, candidate_answers=[replace(first, answer="\ud800 yes"), *others])
+    named = tuple(replace(one, slice="$\\oops$") if one.slice else one for one in decision.checks)
+    write_report(tmp_path, replace(decision, checks=named), comparison, broken)
+    assert "? yes" in (tmp_path / "items.html").read_text(encoding="utf-8")
