@@ -14,6 +14,7 @@ from sluice.evaluation.comparison import Comparison, compare
 from sluice.evaluation.decision import Decision
 from sluice.evaluation.evidence import Evidence
 from sluice.evaluation.examples import pick_examples
+from sluice.evaluation.forest import forest_drawing, forest_row
 from sluice.evaluation.gate import decide
 from sluice.evaluation.markdown import LONGEST, summary_markdown
 from sluice.evaluation.page import script_source
@@ -282,3 +283,12 @@ def test_half_a_character_and_a_formula_stop_no_report(made: Made, tmp_path: Pat
     named = tuple(replace(one, slice="$\\oops$") if one.slice else one for one in decision.checks)
     write_report(tmp_path, replace(decision, checks=named), comparison, broken)
     assert "? yes" in (tmp_path / "items.html").read_text(encoding="utf-8")
+
+
+def test_the_picture_of_very_many_checks_fits_a_page(made: Made) -> None:
+    decision, _, _ = made
+    rows = [forest_row(one.evidence, one) for one in decision.checks if one.evidence is not None]
+    drawing = forest_drawing((rows * 20)[:200], 0.95)
+    assert drawing is not None
+    height = int.from_bytes(drawing.png[20:24], "big")
+    assert height < 1500
