@@ -122,7 +122,7 @@ def test_what_was_judged_is_not_asked_again(cache: Cache) -> None:
 
 
 def test_progress_counts_scores_and_failures(cache: Cache) -> None:
-    told: list[tuple[int, int, str]] = []
+    told: list[tuple[float, float, str]] = []
     with scripted_judge(lambda prompt, _: Reply("prose") if "permit 1" in prompt else Reply()) as server:
         samples = [*many(3), replace(sample(4), answer="")]
         judge_samples(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sluice.components.aliases import follow_ledger
 from sluice.infra import audit
 from sluice.infra.errors import ConflictError, GateRefused, InputError
 from sluice.infra.settings import AccessSettings
@@ -438,7 +439,7 @@ def test_a_version_of_somebody_else_holds_up_no_other(site: ApprovalSite) -> Non
     site.mlflow.aliases["candidate"] = "2"
     site.mlflow.say(approval="approved", by="Anna")
     site.mlflow.say(2, approval="approved", by="Anna")
-    approvals.follow_ledger(site.workspace)
+    follow_ledger(site.workspace)
     taken, problems = take_over(site.workspace, site.start)
     assert ([one.version.number for one in taken], problems) == ([1], [])
     assert waiting(site.workspace) == []
