@@ -58,7 +58,8 @@ def judge_of(workspace: Workspace, judged: Judged) -> Judge:
                 hint="judge.model is its name there; judge.model_digest a digest of its weights, or a revision that "
                 "its owner promises not to change.",
             )
-    key = chosen.api_key.get_secret_value() if chosen.api_key else "unused"
+    # A key that was read from a file often ends with the file's newline.
+    key = chosen.api_key.get_secret_value().strip() if chosen.api_key else "unused"
     identity = digest_json({"model": chosen.model, "revision": chosen.model_digest})
     return Judge(chosen.url.rstrip("/"), chosen.model, identity, sampling, limits, key)
 

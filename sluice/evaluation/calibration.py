@@ -17,7 +17,7 @@ from sluice.evaluation.cache import Cache
 from sluice.evaluation.calibration_figures import best_kappa, halves, length_bias, predicted_labels
 from sluice.evaluation.judge import Judge
 from sluice.evaluation.judge_client import BUDGET_SPENT, NEVER_ANSWERED, UNREACHABLE
-from sluice.evaluation.judge_pairs import labelled_pairs, position_bias
+from sluice.evaluation.judge_pairs import ENOUGH, labelled_pairs, position_bias
 from sluice.evaluation.judged import Embedder, judge_samples
 from sluice.evaluation.judged_metrics import JUDGED
 from sluice.evaluation.labelled import LabelledItem, labelled_digest
@@ -271,16 +271,21 @@ class _Run:
         scores: Sequence[LabelledScore],
         thresholds: tuple[float, float],
     ) -> float | None:
-        """Share of equal labels over all repeats; None when no item got a score twice."""
+        """Share of equal labels over all repeats; None when fewer than `ENOUGH` of the scored items got a score again
+        each time."""
         given = {one.item: [one.predicted] for one in scores if one.predicted is not None}
+        wanted, scored_again = len(given), 0
         half = halves({item.sample.id: item.labels[metric] for item in items})
         for repeat in range(1, self.repeats):
             sampling = replace(self.judge.sampling, seed=self.judge.sampling.seed + _SEEDS_APART * repeat)
             again = self._asked(metric, items, replace(self.judge, sampling=sampling))
             for item, score in again.values.items():
-                if score is not None:
-                    given.setdefault(item, []).append(int(score >= thresholds[half[item]]))
+                if score is not None and item in given:
+                    given[item].append(int(score >= thresholds[half[item]]))
+                    scored_again += 1
             self._tell(f"{metric}: asked again, {repeat} of {self.repeats - 1}")
+        if scored_again < ENOUGH * wanted * (self.repeats - 1):
+            return None
         share = self_agreement(list(given.values()))
         return None if math.isnan(share) else round(share, 6)
 

@@ -43,7 +43,10 @@ def paired_drawing(one: MetricComparison) -> Drawing:
     with mpl.rc_context(FIGURE_STYLE):
         figure = Figure(figsize=(10, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1.35, 1])
-        left.bar(range(len(gains)), gains, width=1.0, color=np.where(gains >= 0, GOOD, BAD), alpha=0.55)
+        # Two areas, not a bar an item: thousands of bars take a minute and a megabyte.
+        edges = np.arange(len(gains) + 1) - 0.5
+        for side, colour in ((np.maximum(gains, 0), GOOD), (np.minimum(gains, 0), BAD)):
+            left.stairs(side, edges, fill=True, color=colour, alpha=0.55, lw=0)
         if one.gain is not None and one.mean_gain is not None:
             left.axhspan(one.gain.low, one.gain.high, color=CANDIDATE, alpha=0.18, lw=0)
             left.axhline(one.mean_gain, color=CANDIDATE, lw=1.4, label="mean, with its interval")

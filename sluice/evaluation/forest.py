@@ -19,6 +19,9 @@ from sluice.infra.page_style import BAD, FIGURE_STYLE, GOOD, INK, QUIET, UNSURE,
 COLOURS = {"pass": GOOD, "fail": BAD, "inconclusive": UNSURE, "shown": QUIET}
 _WIDTH, _HEIGHT = 250.0, 26.0
 _SMALLEST_REACH = 0.01
+_MOST = 40
+"""Rows of the picture: more would be longer than a page. The report's table has them all."""
+_FIRST = {"fail": 0, "inconclusive": 1}
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,15 @@ def forest_drawing(rows: Sequence[ForestRow], confidence: float) -> Drawing | No
     shown = [row for row in rows if row.middle is not None]
     if not shown:
         return None
+    more = len(shown) - _MOST
+    if more > 0:
+        # What gates and does not pass first; then whole metrics before slices.
+        shown.sort(
+            key=lambda row: (
+                row.result is None or row.result.advisory, _FIRST.get(row.verdict, 2), bool(row.one.slice)
+            )
+        )  # fmt: skip
+        shown = shown[:_MOST]
     reach = reach_of(shown) * 100
     markers = {"pass": "o", "fail": "X", "inconclusive": "D", "shown": "."}
     with mpl.rc_context({**FIGURE_STYLE, "font.size": 10.5, "axes.titlesize": 11}):
@@ -145,7 +157,8 @@ def forest_drawing(rows: Sequence[ForestRow], confidence: float) -> Drawing | No
         axes.set_yticks(range(len(shown)), [_title(row) for row in reversed(shown)], color=INK)
         axes.tick_params(axis="y", length=0)
         axes.set(
-            title=f"Gain over the champion, {confidence:.0%} intervals; shaded: what is needed",
+            title=f"Gain over the champion, {confidence:.0%} intervals; shaded: what is needed"
+            + (f" ({more} more in the report)" if more > 0 else ""),
             xlabel="% of the metric's range, or of the champion's value",
         )
         # MLflow shows a picture in its own size, and has about 700 pixels for it.

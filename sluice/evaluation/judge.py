@@ -55,6 +55,13 @@ class Judge:
     limits: JudgeLimits = JudgeLimits()
     api_key: str = field(default="unused", repr=False)
 
+    def __post_init__(self) -> None:
+        # Clients put what they refuse into their message, and a key or password must not get there.
+        if not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise InputError("judge.api_key holds a character that no HTTP header may hold.")
+        if "@" in self.base_url.partition("://")[2].partition("/")[0]:
+            raise InputError("judge.url holds a name or password.", hint="The key goes into SLUICE_JUDGE__API_KEY.")
+
     @property
     def digest(self) -> str:
         """Identity of the judge: its weights, what it is told and must answer, and how it samples."""

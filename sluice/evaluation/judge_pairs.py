@@ -22,6 +22,8 @@ from sluice.evaluation.labelled import LabelledItem
 from sluice.provenance.canonical import digest_json
 
 PAIRS_OF_A_QUESTION = 3
+ENOUGH = 0.8
+"""Share of what was asked again that must be answered: a judge that mostly fails there would look free of faults."""
 
 _ASKED = {
     "judged.faithfulness": "Which of the two answers keeps to the passages, and adds nothing that is not in them?",
@@ -41,7 +43,8 @@ class Preference(BaseModel):
 
 @dataclass(frozen=True)
 class PositionBias:
-    """`share` of `pairs` (those answered in both orders) whose preferred one follows the position; None of no pair."""
+    """`share` of `pairs` (those answered in both orders) whose preferred one follows the position; None of no pair, or
+    of fewer than `ENOUGH` of those asked."""
 
     share: float | None
     pairs: int
@@ -63,7 +66,7 @@ def position_bias(pairs: Sequence[tuple[Sample, Sample]], metric: str, judge: Ju
         return PositionBias(None, 0)
     places = asyncio.run(_ask_all(pairs, metric, judge, cache))
     told = [(first, second) for first, second in places if first is not None and second is not None]
-    share = sum(first == second for first, second in told) / len(told) if told else None
+    share = sum(first == second for first, second in told) / len(told) if len(told) >= ENOUGH * len(pairs) else None
     return PositionBias(share, len(told))
 
 

@@ -109,10 +109,12 @@ class _Run:
     found: dict[str, dict[str, float | str]] = field(default_factory=dict)
     waiting: dict[str, _Task] = field(default_factory=dict)
     total: int = 0
+    done: int = 0
+    failed: int = 0
 
     def plan(self, metric: JudgedMetric, samples: Sequence[Sample]) -> None:
         """Fill in what needs no judge, and note down the rest."""
-        column = self.found.setdefault(metric.metric.name, {})
+        self.found.setdefault(metric.metric.name, {})
         for sample in samples:
             if any(not getattr(sample, name) for name in metric.reads if name != "answer"):
                 continue
@@ -122,7 +124,7 @@ class _Run:
             if known is None and isinstance(score := self.cache.get(key), float | int):
                 known = float(score)
             if known is not None:
-                column[sample.id] = known
+                self._note(metric, sample.id, known)
             elif key in self.waiting:
                 self.waiting[key].ids.append(sample.id)
             else:
@@ -141,7 +143,7 @@ class _Run:
                     if isinstance(outcome, float):
                         self.cache.put(key, outcome)
                     for item in task.ids:
-                        self.found[task.metric.metric.name][item] = outcome
+                        self._note(task.metric, item, outcome)
                     self._tell()
 
             # Twice the slots: while some embed, parse or wait before another attempt, the judge has work all the same.
@@ -172,10 +174,13 @@ class _Run:
         judge = judge_of_column(self.judge, metric, self.embed)
         return digest_json({"judge": judge, "metric": metric.metric.name, "read": read})
 
+    def _note(self, metric: JudgedMetric, item: str, outcome: float | str) -> None:
+        self.found[metric.metric.name][item] = outcome
+        self.done += 1
+        self.failed += isinstance(outcome, str)
+
     def _tell(self) -> None:
-        done = sum(len(column) for column in self.found.values())
-        failed = sum(isinstance(value, str) for column in self.found.values() for value in column.values())
-        self.report(done, self.total, f"{done} of {self.total} scores of the judge, {failed} failed")
+        self.report(self.done, self.total, f"{self.done} of {self.total} scores of the judge, {self.failed} failed")
 
 
 def _without_judge(metric: JudgedMetric, sample: Sample) -> float | str | None:

@@ -7,7 +7,6 @@ so whatever could be markup is escaped.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -16,6 +15,7 @@ from sluice.evaluation.comparison import Comparison, MetricComparison
 from sluice.evaluation.decision import CheckResult, Decision
 from sluice.evaluation.evidence import Evidence
 from sluice.evaluation.safety_metrics import SAFETY_METRICS
+from sluice.infra.markdown import plain
 from sluice.provenance.canonical import short
 
 LONGEST = 3_100
@@ -26,19 +26,7 @@ FEW = 5
 """Pairs below which a slice's mean is hardly more than one item's luck."""
 
 _NAME = 30
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~])")
 _ORDER = {"fail": 0, "inconclusive": 1, "pass": 2}
-
-
-def plain(text: str, limit: int = 200) -> str:
-    """`text` as one line that Markdown shows literally, at most about `limit` characters of it."""
-    line = " ".join(text.split())
-    if len(line) > limit:
-        line = line[: limit - 1].rstrip() + "…"
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    line = _MARKUP.sub(r"\\\1", line)
-    # Bare addresses become links in GitHub's dialect; not here.
-    return line.replace("://", "&#58;//").replace("www.", "www&#46;").replace("@", "&#64;")
 
 
 def summary_markdown(decision: Decision, comparison: Comparison, evidence: Evidence) -> str:

@@ -49,7 +49,8 @@ def write_report(folder: Path, decision: Decision, comparison: Comparison, evide
         texts["items.html"] = items_page(decision, comparison, evidence)
         texts["items.json"] = items_table(comparison, evidence)
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        # A model's answer may hold half a character (a lone surrogate), which UTF-8 cannot.
+        (folder / name).write_text(text, encoding="utf-8", errors="replace")
 
 
 def _drawings(decision: Decision, comparison: Comparison, evidence: Evidence) -> dict[str, Drawing]:

@@ -50,7 +50,9 @@ def append(home: Path, line: AuditLine) -> None:
         # One write in append mode: lines of two processes never mix.
         handle = os.open(home / AUDIT_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         try:
-            os.write(handle, json.dumps(asdict(line), ensure_ascii=False).encode() + b"\n")
+            # A command line may hold bytes that are no text.
+            text = json.dumps(asdict(line), ensure_ascii=False).encode(errors="replace")
+            os.write(handle, text + b"\n")
             os.fsync(handle)
         finally:
             os.close(handle)

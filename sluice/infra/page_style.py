@@ -23,6 +23,7 @@ FIGURE_STYLE = {
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
     "text.color": INK,
+    "text.parse_math": False,
     "axes.edgecolor": RULE,
     "axes.labelcolor": QUIET,
     "axes.titlesize": 10,

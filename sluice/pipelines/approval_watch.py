@@ -7,9 +7,11 @@ complete approval, however many look at the same time (`runs.start_run` with the
 from __future__ import annotations
 
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -24,6 +26,7 @@ from sluice.registry.webhooks import HEADERS, LARGEST_BODY, CallRefused, Deliver
 PATH = "/webhooks/mlflow"
 LOOPBACK = "127.0.0.1"
 CALL_TIMEOUT_S = 5.0
+CALLS_AT_ONCE = 16
 _ALL = 0
 """No version has this number."""
 
@@ -99,10 +102,37 @@ class Watch:
 
 
 class _Server(ThreadingHTTPServer):
+    """At most `CALLS_AT_ONCE` callers, each for `CALL_TIMEOUT_S` seconds in all, however slowly it sends."""
+
     daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, *where: Any) -> None:
+        self._slots = threading.BoundedSemaphore(CALLS_AT_ONCE)
+        super().__init__(*where)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        # Whoever comes while all are taken waits in the kernel's queue; a slot is free after CALL_TIMEOUT_S at most.
+        self._slots.acquire()
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        ends = threading.Timer(CALL_TIMEOUT_S, _break_off, [request])
+        ends.daemon = True
+        ends.start()
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            ends.cancel()
+            self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A caller that breaks off is no event."""
+
+
+def _break_off(request: socket.socket) -> None:
+    with suppress(OSError):
+        request.shutdown(socket.SHUT_RDWR)
 
 
 class Receiver:

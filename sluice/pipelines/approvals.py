@@ -91,11 +91,17 @@ def find_candidate(workspace: Workspace, text: str) -> Version:
             if standing.word in OPEN:
                 return version
         raise InputError("VERSION = 'candidate': no version waits.", hint="`sluice approvals` lists what there is.")
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit()):
         raise InputError(
             f"VERSION = {text!r} is not a number.", hint="Use the version's number in MLflow, or `candidate`."
         )
-    return get_version(registry_of(workspace), workspace.settings.application, int(text))
+    version = get_version(registry_of(workspace), workspace.settings.application, int(text))
+    if not version.digest or version.tags.get("kind") not in RELEASED:
+        raise InputError(
+            f"VERSION = {text}: that one is no release that waits for people.",
+            hint="`sluice approvals` lists what there is.",
+        )
+    return version
 
 
 def record(

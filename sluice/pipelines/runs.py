@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sluice.components.task import TaskState, read_tasks
-from sluice.infra.errors import InputError, StepFailed
+from sluice.infra.errors import InputError, StepFailed, UnavailableError
 from sluice.infra.file_lock import held
 from sluice.infra.progress import RUN_DIR_VARIABLE
 from sluice.infra.settings import SETTINGS_VARIABLE, Settings
@@ -139,7 +139,8 @@ def start_run(settings: Settings, pipeline: str, parameters: Mapping[str, Json],
     """Start a run in a process group of its own, or attach to a live one of the same pipeline and parameters.
 
     With a `key` (a release's approval) it is started once: whoever asks again gets that run, also when it has ended.
-    Only one that was killed is started anew, as a killed run always may be: it goes on where it was.
+    Only one that was killed is started anew, as a killed run always may be: it goes on where it was. Raises
+    `UnavailableError` while the run of another key does the same.
     """
     if " " in sys.executable:
         raise InputError(
@@ -155,6 +156,11 @@ def start_run(settings: Settings, pipeline: str, parameters: Mapping[str, Json],
 def _attach_or_start(settings: Settings, pipeline: str, parameters: Mapping[str, Json], key: str) -> Run:
     for other in list_runs(settings):
         if other.pipeline == pipeline and other.parameters == dict(parameters) and other.alive:
+            if key and other.key and other.key != key:
+                raise UnavailableError(
+                    f"The run {other.id} does the same for an earlier approval, and has not ended.",
+                    hint="Ask again when it has (`sluice runs`), or `sluice cancel` it.",
+                )
             return other
         if key and other.key == key and other.state != "killed":
             return other

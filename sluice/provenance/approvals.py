@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,7 +35,13 @@ class Approval:
 
 def names_of(approver: str, account: str) -> frozenset[str]:
     """The names of `Approval.names`: two approvals that share one may come from the same person."""
-    return frozenset(name.strip().casefold() for name in (approver, account))
+    return frozenset(_comparable(name) for name in (approver, account))
+
+
+def _comparable(name: str) -> str:
+    """A name without what nobody sees: case, width, how an accent is written, invisible characters, extra blanks."""
+    seen = "".join(one for one in unicodedata.normalize("NFKC", name) if unicodedata.category(one) != "Cf")
+    return unicodedata.normalize("NFKC", " ".join(seen.split()).casefold())
 
 
 def of_different_people(approvals: Sequence[Approval], wanted: int) -> tuple[Approval, ...]:

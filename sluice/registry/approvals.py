@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Literal
 
 from sluice.infra.errors import GateRefused
+from sluice.infra.markdown import plain
 from sluice.provenance.canonical import short
 from sluice.provenance.ledger import LedgerEntry
 from sluice.provenance.release_state import Decision, ReleaseState
@@ -128,7 +129,9 @@ def show(registry: MlflowRegistry, version: Version, standing: Standing, answer:
     if word in (APPROVED, REJECTED, HALF):
         names = ("", "") if word == HALF else (standing.by, standing.reason)
         wanted |= dict(zip(("approval.by", "approval.reason"), names, strict=True))
-    _say_on_page(registry, now, "" if word in (WAITING, BLOCKED, UNGATED) else f"{word}.** {standing.sentence}")
+    # Names and reasons are what anybody typed. Code is the one markup that our own sentences have, and does no harm.
+    said = plain(standing.sentence, 300).replace("\\`", "`")
+    _say_on_page(registry, now, "" if word in (WAITING, BLOCKED, UNGATED) else f"{word}.** {said}")
     if APPROVED_ALIAS in now.aliases:
         _call(registry, "registered-models/alias", name=now.name, alias=APPROVED_ALIAS)
     for key, value in {**wanted, "approval.recorded": word, TAG: word}.items():

@@ -112,6 +112,8 @@ def _paragraphs(markdown: str) -> list[str]:
 
 
 def _block(block: str) -> str:
+    if block.lstrip().startswith("```"):
+        return block
     lines = block.splitlines()
     start = next((i for i in range(1, len(lines)) if _RULE.match(lines[i]) and "|" in lines[i - 1]), None)
     if start is None:
@@ -135,7 +137,8 @@ def _table(rows: list[list[str]]) -> str:
     if sum(widths) + 2 * (columns - 1) > TEXT_WIDTH:
         # Too wide for a code block, which does not wrap: a plain table, with space put between its
         # columns and below it.
-        spaced = ["| " + " | ".join(f"{cell}&nbsp;&nbsp;&nbsp;" for cell in row) + " |" for row in filled]
+        escaped = [[cell.replace("|", "\\|") for cell in row] for row in filled]
+        spaced = ["| " + " | ".join(f"{cell}&nbsp;&nbsp;&nbsp;" for cell in row) + " |" for row in escaped]
         return "\n".join([spaced[0], "|" + "---|" * columns, *spaced[1:], "", "&nbsp;"])
     numeric = [all(_NUMBER.match(row[i]) for row in plain[1:] if row[i]) for i in range(columns)]
     lines = []

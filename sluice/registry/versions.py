@@ -40,7 +40,8 @@ RESERVED_TAGS = (DIGEST_TAG, "kind", "gate", "decision", "approval", "champion")
 
 @dataclass(frozen=True)
 class Version:
-    """One version of an application's model as MLflow shows it. `tags` have no `release.` prefix."""
+    """One version of an application's model as MLflow shows it. `tags` have no `release.` prefix; `digest` is empty for
+    a version that somebody else made."""
 
     name: str
     number: int
@@ -133,7 +134,7 @@ def list_versions(registry: MlflowRegistry, application: str) -> list[Version]:
     found = [
         _version(registry, {**raw, "aliases": aliases.get(str(raw["version"]), [])})
         for raw in _search(registry, f"name = {quoted(application)}")
-        if DIGEST_TAG in unpaired(raw.get("tags"))
+        if is_digest(unpaired(raw.get("tags")).get(DIGEST_TAG, ""))
     ]
     return sorted(found, key=lambda version: -version.number)
 
@@ -262,6 +263,8 @@ def _version(registry: MlflowRegistry, raw: Mapping[str, Any]) -> Version:
     tags = {key.removeprefix(f"{DIGEST_TAG}."): value for key, value in unpaired(raw.get("tags")).items()}
     name, number = str(raw["name"]), int(raw["version"])
     digest = tags.pop(DIGEST_TAG, "")
+    # Somebody may have edited the tag: a version that stands for nothing must not hold up the others.
+    digest = digest if is_digest(digest) else ""
     url = links.version_page(registry.uri, name, number)
     return Version(name, number, digest, tuple(sorted(raw.get("aliases", []))), tags, url)
 

@@ -104,7 +104,7 @@ def hint_of(body: bytes) -> Hint | None:
         else:
             matters = kind == ("model_version_alias", "created") and data["alias"] == APPROVED_ALIAS
         return Hint(str(data["name"]), int(data["version"])) if matters else None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CallRefused(400, "The body is no event of MLflow's.") from error
 
 

@@ -311,6 +311,32 @@ def test_labelled_files(tmp_path: Path) -> None:
         read_labelled(tmp_path / "none")
 
 
+def test_a_judge_that_mostly_fails_when_asked_again_was_not_measured(cache: Cache) -> None:
+    def asked_again(prompt: str, times: int) -> Reply:
+        return Reply("Certainly!") if times > 1 and int(digest_json(prompt)[-1], 16) > 1 else Reply()
+
+    found, _ = calibrated(cache, asked_again)
+    assert found.demoted(FLOOR, [FAITHFULNESS]) == {FAITHFULNESS: "its self agreement was not measured"}
+
+
+def test_a_judge_that_fails_on_most_pairs_has_no_position_bias_measured(cache: Cache) -> None:
+    def plan(prompt: str, _: int) -> Reply:
+        return Reply("Certainly!") if "better one" in prompt and "permit 3 " not in prompt else Reply()
+
+    found, _ = calibrated(cache, plan)
+    assert found.demoted(FLOOR, [FAITHFULNESS]) == {FAITHFULNESS: "its position bias was not measured"}
+
+
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-secr\u00e9t"])
+def test_a_key_that_no_header_holds_is_not_shown(key: str) -> None:
+    with pytest.raises(InputError, match=r"judge\.api_key") as caught:
+        Judge("http://127.0.0.1:9/v1", "judge", "weights", api_key=key)
+    assert "secr" not in str(caught.value)
+    with pytest.raises(InputError, match=r"judge\.url holds a name or password") as caught:
+        Judge("http://somebody:secret@127.0.0.1:9/v1", "judge", "weights")
+    assert "secret" not in str(caught.value)
+
+
 def test_reaching_a_judge() -> None:
     with scripted_judge() as server:
         judge = Judge(server.url, "judge", "x")

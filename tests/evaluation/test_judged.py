@@ -121,6 +121,21 @@ def test_what_was_judged_is_not_asked_again(cache: Cache) -> None:
     assert candidate == 3 * (2 + 1 + 0 + 0 + 3)
 
 
+def test_progress_counts_scores_and_failures(cache: Cache) -> None:
+    told: list[tuple[float, float, str]] = []
+    with scripted_judge(lambda prompt, _: Reply("prose") if "permit 1" in prompt else Reply()) as server:
+        samples = [*many(3), replace(sample(4), answer="")]
+        judge_samples(
+            samples,
+            [RECALL, FAITHFULNESS],
+            judge_at(server.url),
+            cache=cache,
+            embed=Words(),
+            report=lambda done, total, said: told.append((done, total, said)),
+        )
+    assert told[-1] == (8, 8, "8 of 8 scores of the judge, 3 failed")
+
+
 def test_each_metric_is_known_by_what_it_reads(cache: Cache) -> None:
     with scripted_judge() as server:
         judged(server.url, cache, [sample(1)], PRECISION)

@@ -14,12 +14,14 @@ from sluice.evaluation.comparison import Comparison, compare
 from sluice.evaluation.decision import Decision
 from sluice.evaluation.evidence import Evidence
 from sluice.evaluation.examples import pick_examples
+from sluice.evaluation.forest import forest_drawing, forest_row
 from sluice.evaluation.gate import decide
-from sluice.evaluation.markdown import LONGEST, plain, summary_markdown
+from sluice.evaluation.markdown import LONGEST, summary_markdown
 from sluice.evaluation.page import script_source
 from sluice.evaluation.report import write_report
 from sluice.evaluation.scores import Scores
 from sluice.evaluation.stopping import Stopping
+from sluice.infra.markdown import plain
 from tests.evaluation.made_up import COUNT, TOTAL, evaluation
 from tests.evaluation.scores import NOW, SUBJECTS, policy
 
@@ -272,3 +274,21 @@ def test_an_evaluation_that_asked_everything_claims_no_saving(made: Made) -> Non
     at_once = replace(evidence, stopping=Stopping(240, 240, 0, "", 480, 0))
     assert "Sequential" not in summary_markdown(decision, comparison, at_once)
     assert at_once.stopped_early is None
+
+
+def test_half_a_character_and_a_formula_stop_no_report(made: Made, tmp_path: Path) -> None:
+    decision, comparison, evidence = made
+    first, *others = evidence.candidate_answers
+    broken = replace(evidence, candidate_answers=[replace(first, answer="\ud800 yes"), *others])
+    named = tuple(replace(one, slice="$\\oops$") if one.slice else one for one in decision.checks)
+    write_report(tmp_path, replace(decision, checks=named), comparison, broken)
+    assert "? yes" in (tmp_path / "items.html").read_text(encoding="utf-8")
+
+
+def test_the_picture_of_very_many_checks_fits_a_page(made: Made) -> None:
+    decision, _, _ = made
+    rows = [forest_row(one.evidence, one) for one in decision.checks if one.evidence is not None]
+    drawing = forest_drawing((rows * 20)[:200], 0.95)
+    assert drawing is not None
+    height = int.from_bytes(drawing.png[20:24], "big")
+    assert height < 1500

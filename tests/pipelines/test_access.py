@@ -152,3 +152,9 @@ def test_only_a_collection_that_deletes_asks(home: Path, monkeypatch: pytest.Mon
     ended = CliRunner().invoke(app, ["gc", "--delete", "sha256:" + "0" * 64])
     assert isinstance(ended.exception, AccessRefused)
     assert [(line.verb, line.outcome) for line in audit.read(home)] == [("gc delete", "refused")]
+
+
+def test_bytes_that_are_no_text_stop_no_audit_line(tmp_path: Path) -> None:
+    audit.append(tmp_path, audit.AuditLine("somebody", "approve", "version \udcff", "refused"))
+    (line,) = audit.read(tmp_path)
+    assert line.subject == "version ?"

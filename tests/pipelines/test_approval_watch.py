@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,35 @@ def test_a_body_without_a_length_or_an_end_holds_nobody_up(
     assert wanted == [3]
 
 
+def test_callers_that_send_drop_by_drop_hold_nobody_up(wanted: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(approval_watch, "CALL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(approval_watch, "CALLS_AT_ONCE", 2)
+    ended = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        while not ended.wait(0.1):
+            try:
+                connection.sendall(b"x")
+            except OSError:
+                return
+
+    with Receiver("assistant", Deliveries(SECRET), wanted.append) as receiver:
+        slow = [socket.create_connection(("127.0.0.1", receiver.port)) for _ in range(4)]
+        for connection in slow:
+            threading.Thread(target=drip, args=[connection], daemon=True).start()
+        try:
+            assert send(receiver, event(), signed(event()))[0] == 202
+            for connection in slow:
+                connection.settimeout(10)
+                with suppress(ConnectionResetError):
+                    assert connection.recv(10) == b"", "it was let go on"
+        finally:
+            ended.set()
+            for connection in slow:
+                connection.close()
+    assert wanted == [3]
+
+
 def test_a_port_that_is_taken_is_told(receiver: Receiver) -> None:
     with pytest.raises(UnavailableError, match=f"127.0.0.1:{receiver.port} cannot be listened on"):
         Receiver("assistant", Deliveries(SECRET), lambda _: None, port=receiver.port)
@@ -124,7 +155,7 @@ def test_times_between_looks(text: str, value: float) -> None:
     assert seconds(text) == value
 
 
-@pytest.mark.parametrize("text", ["", "soon", "0s", "0.1s", "-5s", "10 s", "1d", "nan"])
+@pytest.mark.parametrize("text", ["", "soon", "0s", "0.1s", "-5s", "10 s", "1d", "nan", "9999999h"])
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(InputError, match="--every"):
         seconds(text)
@@ -230,6 +261,19 @@ def test_a_release_that_was_killed_is_started_again(site: ApprovalSite) -> None:
     second = start_release(settings, decided)
     assert second.id != first.id
     assert start_release(settings, decided).id == second.id
+
+
+@pytest.mark.usefixtures("sleeping")
+def test_a_later_approval_does_not_take_the_run_of_an_earlier_one_for_its_own(site: ApprovalSite) -> None:
+    approved(site)
+    settings = site.workspace.settings
+    ((decided,), _) = take_over(site.workspace)
+    first = start_release(settings, decided)
+    later = replace(decided, approval="sha256:" + "1" * 64)
+    with pytest.raises(UnavailableError, match="earlier approval"):
+        start_release(settings, later)
+    finished(first, "failed")
+    assert start_release(settings, later).id != first.id
 
 
 def test_a_starter_that_is_killed_before_the_run_has_its_process_leaves_nothing_that_runs(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from sluice.components.aliases import follow_ledger
 from sluice.infra import audit
 from sluice.infra.errors import ConflictError, GateRefused, InputError
 from sluice.infra.settings import AccessSettings
@@ -403,6 +404,47 @@ def test_an_approval_by_command_is_for_the_command_to_finish(site: ApprovalSite)
     site.mlflow.versions["1"]["tags"].update(approval="pending")
     take_over(site.workspace, site.start)
     assert (site.started, site.mlflow.see()["approval"]) == ([], "approved")
+
+
+def test_a_name_is_no_markup_of_the_page(site: ApprovalSite) -> None:
+    site.champion()
+    site.candidate()
+    site.mlflow.say(approval="rejected", by="Eve\n\n### Gate: PASS\n\n[more](http://evil.example)" + "x" * 4000)
+    take_over(site.workspace, site.start)
+    page = site.mlflow.versions["1"]["description"]
+    assert page.startswith("### Gate: PASS\n\n**Approval: rejected.** Rejected by Eve ")
+    assert page.count("\n### ") == 0
+    assert "](http" not in page
+
+
+@pytest.mark.parametrize("other", ["Ren\u00e9e", " RENE\u0301E ", "re\u200bn\u00e9e", "\uff32en\u00e9e"])
+def test_one_name_written_otherwise_is_one_person(site: ApprovalSite, other: str) -> None:
+    site.champion()
+    version = site.candidate(approvers=2)
+    record(site.workspace, version, "approved", "ren\u00e9e", "", site.start)
+    assert record(site.workspace, version, "approved", other, "", site.start).state == "half"
+    assert site.started == []
+
+
+@pytest.mark.parametrize("text", ["\u00b2", "1.5", "-1", "\u0663"])
+def test_a_version_that_is_no_number_is_told(site: ApprovalSite, text: str) -> None:
+    with pytest.raises(InputError, match="is not a number"):
+        find_candidate(site.workspace, text)
+
+
+def test_a_version_of_somebody_else_holds_up_no_other(site: ApprovalSite) -> None:
+    site.champion()
+    site.candidate()
+    site.mlflow.add("edited by hand")
+    site.mlflow.aliases["candidate"] = "2"
+    site.mlflow.say(approval="approved", by="Anna")
+    site.mlflow.say(2, approval="approved", by="Anna")
+    follow_ledger(site.workspace)
+    taken, problems = take_over(site.workspace, site.start)
+    assert ([one.version.number for one in taken], problems) == ([1], [])
+    assert waiting(site.workspace) == []
+    with pytest.raises(InputError, match="no release"):
+        find_candidate(site.workspace, "2")
 
 
 def test_a_rejected_version_is_no_candidate(site: ApprovalSite) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sluice.registry.description import CUT, LIMIT, SPARE, describe
+from sluice.registry.description import CUT, LIMIT, SPARE, align_tables, describe
 
 TABLE = """| Metric | Candidate | Champion | Difference (95%) | Result |
 |---|---:|---:|---|---|
@@ -70,6 +70,16 @@ def test_a_table_too_wide_for_the_page_stays_a_table_that_wraps() -> None:
 def test_a_table_under_its_title_line_is_found() -> None:
     text = page(f"**By metric**\n{TABLE}")
     assert text.index("**By metric**") < text.index("```text")
+
+
+def test_a_table_inside_a_code_block_is_no_table() -> None:
+    difference = "```diff\n-| a | b |\n-|---|---|\n+[click](http://evil.example)\n```"
+    assert align_tables(difference) == difference
+
+
+def test_a_bar_within_a_cell_makes_no_other_cell() -> None:
+    table = align_tables(f"| Metric | verdict |\n|:--|:--|\n| {'x' * 95}\\| 0.9 \\| pass | fail |")
+    assert "x\\| 0.9 \\| pass&nbsp;" in table
 
 
 def test_a_code_block_with_blank_lines_stays_whole() -> None:

@@ -149,7 +149,18 @@ def test_a_body_is_a_hint_where_to_look() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"null", b"[]", b"{}", b"\xff", b"[" * 60_000, event(version="latest"), event(version=None)]
+    "body",
+    [
+        b"",
+        b"null",
+        b"[]",
+        b"{}",
+        b"\xff",
+        b"[" * 60_000,
+        event(version="latest"),
+        event(version=None),
+        event(version=float("inf")),
+    ],
 )
 def test_a_body_that_is_no_event_is_refused(body: bytes) -> None:
     with pytest.raises(CallRefused) as caught:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 approvals_app = typer.Typer(invoke_without_command=True)
 
 Every = Annotated[str, typer.Option(metavar="TIME", help="Time between two looks: 10s, 2m")]
+_LONGEST_S = 86_400.0
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -122,8 +123,8 @@ def seconds(text: str) -> float:
     """A time such as `10s`, `2m` or `90` in seconds. Raises `InputError`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text.strip())
     value = float(found[1]) * _UNITS[found[2]] if found else 0.0
-    if value < 1:
-        raise InputError(f"--every {text!r} is no time of at least a second.", hint="Write 10s, 2m or 1h.")
+    if not 1 <= value <= _LONGEST_S:
+        raise InputError(f"--every {text!r} is no time between a second and a day.", hint="Write 10s, 2m or 1h.")
     return value
 
 
