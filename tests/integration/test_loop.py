@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.installation import Installation
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 
 def test_loop_ends_with_a_promoted_release_and_no_error_for_users(installation: Installation, loop: Any) -> None:
@@ -83,7 +83,7 @@ def test_retraining_with_the_same_inputs_hits_every_step(installation: Installat
     given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
     run = installation.json("run", "retrain", *given)
     hits = {name: task["hit"] for name, task in run["tasks"].items()}
-    assert all(hits[name] for name in ("harvest", "curate", "train", "evaluate-candidate", "evaluate-champion", "gate"))
+    assert all(hits[name] for name in hits if name not in ("subjects", "dataset", "register"))
     assert run["tasks"]["train"]["outputs"]["adapter"] == loop["retrain"]["adapter"]
     # The decision that a person answered stays answered.
     assert installation.json("approvals")["waiting"] == []
