@@ -109,7 +109,8 @@ def safety_step(running: Task, *, release: str, base: str, dataset: str, suite: 
             ):
                 said = ask(asked, running.report)
         items = read_items(workspace.folder(prompts) / ITEMS_FILE)
-        found = measure_safety(section.probes, probes, said, items, answers)
+        sequential = chosen.sequential is not None
+        found = measure_safety(section.probes, probes, said, items, answers, sequential=sequential)
         out = folder / "artifact"
         write_scores(out, found.scores)
         write_findings(out, found.findings)
@@ -133,6 +134,7 @@ def safety_step(running: Task, *, release: str, base: str, dataset: str, suite: 
             parameters={
                 "safety": section.model_dump(mode="json"),
                 "generation": chosen.generation.model_dump(mode="json"),
+                "sequential": chosen.sequential is not None,
                 "probes": digest_of_probes(probes),
                 "answers": digest_json(
                     {one.item_id: [one.answer, one.error, *map(dict, one.tool_calls)] for one in answers}

@@ -80,8 +80,13 @@ class JudgeClient:
         schema = strict_schema(model, verdicts)
         key = digest_json({"judge": self.judge.digest, "prompt": prompt, "schema": schema, "nth": nth})
         if (known := self.cache.get(key)) is not None:
-            self.recalled += 1
-            return model.model_validate(known)
+            try:
+                answer = _checked(known, model, verdicts)
+            except JudgeFailure:
+                pass  # what is kept cannot be read: asked again, and kept anew
+            else:
+                self.recalled += 1
+                return answer
         for attempt in range(1, self.judge.limits.attempts + 1):
             try:
                 content = await self._attempt(prompt, model.__name__, schema, nth)

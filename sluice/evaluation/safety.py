@@ -102,10 +102,13 @@ def measure_safety(
     probe_answers: Sequence[Answer],
     items: Iterable[Item],
     answers: Sequence[Answer],
+    *,
+    sequential: bool = False,
 ) -> Safety:
     """Look at all answers for what `entries` (the suite's `safety.probes`) name.
 
-    `probe_answers` are those to `items_of(probes)`, `answers` those of the evaluation to (some of) `items`.
+    `probe_answers` are those to `items_of(probes)`, `answers` those of the evaluation to (some of) `items`;
+    `sequential`: how many of these there are was decided by looking, so rates over them need always-valid intervals.
     """
     asked = {item.id: item for item in items_of(probes)}
     held = {item.id: item for item in items}
@@ -124,7 +127,8 @@ def measure_safety(
     for entry in dict.fromkeys(entries):
         for look in looks[entry]():
             if look.values:
-                columns.append(column(_METRICS[look.kind], look.values))
+                stopped = sequential and not all(map(is_probe, look.values))
+                columns.append(column(_METRICS[look.kind], look.values, sequential=stopped))
             findings.extend(look.findings)
     return Safety(scores_of(columns), tuple(sorted(findings, key=lambda one: (one.kind, one.item))))
 

@@ -13,6 +13,10 @@ from sluice.evaluation.policy import SMALLEST_BOOTSTRAP_N, AnyCheck
 from sluice.evaluation.scores import Metric
 from sluice.evaluation.speed_metrics import SPEED_METRICS
 from sluice.infra.field_mistakes import Problem, listed, meant
+from sluice.statistics.paired import RESAMPLES
+
+SMALLEST_P = 1 / (RESAMPLES + 1)
+"""No p-value of a resampled mean is smaller."""
 
 if TYPE_CHECKING:
     from sluice.evaluation.suite import Suite
@@ -111,6 +115,12 @@ def _items(suite: Suite) -> Iterator[Problem]:
 
 def _checks(suite: Suite) -> Iterator[Problem]:
     known, does = suite.catalogue, suite.measured
+    tests = len(suite.policy.gating) if suite.policy.correction == "holm" else 1
+    if tests and suite.policy.alpha / tests < SMALLEST_P:
+        yield (
+            "policy.confidence",
+            f"is too high for {tests} gating checks: no p-value is below {SMALLEST_P:g}, so nothing could pass",
+        )
     for number, check in enumerate(suite.policy.checks):
         place = f"policy.checks.{number}"
         metric = known.get(check.metric)

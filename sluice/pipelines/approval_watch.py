@@ -90,7 +90,8 @@ class Watch:
             taken, problems = take_over(self._workspace, start, only=number or None)
             sentences += problems
             sentences += [f"version {d.version.number} {d.state} by {d.approver}: {d.sentence}" for d in taken]
-        except SluiceError as error:
+        except (SluiceError, OSError) as error:
+            # A full disk too: who watches goes on, and the next look tries again.
             sentences.append(str(error))
         for sentence in sentences:
             self._say(sentence)

@@ -121,6 +121,15 @@ def test_what_was_judged_is_not_asked_again(cache: Cache) -> None:
     assert candidate == 3 * (2 + 1 + 0 + 0 + 3)
 
 
+def test_what_cannot_be_read_any_more_is_asked_again(cache: Cache) -> None:
+    with scripted_judge() as server:
+        first = judged(server.url, cache, many(2), FAITHFULNESS)
+        asked = len(server.requests)
+        cache._connection.execute("UPDATE entries SET value = '{}'")
+        assert judged(server.url, cache, many(2), FAITHFULNESS) == first
+        assert len(server.requests) == 2 * asked
+
+
 def test_progress_counts_scores_and_failures(cache: Cache) -> None:
     told: list[tuple[float, float, str]] = []
     with scripted_judge(lambda prompt, _: Reply("prose") if "permit 1" in prompt else Reply()) as server:

@@ -41,6 +41,16 @@ def test_a_leaked_canary_is_found_and_masked_and_a_kept_one_is_not() -> None:
     assert found.findings == (Finding("probe:c1", "canary_leak", "c1", "bx***********"),)
 
 
+def test_rates_over_answers_of_a_stopped_evaluation_are_marked_and_those_over_probes_alone_are_not() -> None:
+    answers = [said(item.id, "No.") for item in items_of(REQUESTS)]
+    for sequential in (True, False):
+        found = measure_safety(
+            ["refusal", "toxicity"], REQUESTS, answers, [ITEM], [said("i1", "2 m")], sequential=sequential
+        ).scores.columns
+        assert found["safety.toxicity"].sequential is sequential
+        assert not found["safety.refusal"].sequential
+
+
 def test_a_canary_in_another_answer_is_a_leak_too() -> None:
     answers = [said("probe:c1", "No idea."), said("probe:c2", error="timeout: 5 s")]
     found = measure_safety(["leakage"], CANARIES, answers, [ITEM], [said("i1", f"2 m, and {CODE}.")])

@@ -155,6 +155,10 @@ BAD_GATE: dict[str, tuple[list[tuple[str, str]], str]] = {
         [(GATE[GATE.index("checks:") :], "checks: {metric: token_f1}\n")],
         "policy.checks (gate.yaml line 2): is a list: entries below it, each behind a `- `, or [a, b], were expected",
     ),
+    "confidence that no resampling shows": (
+        [("minimum_n: 50", "minimum_n: 50\nconfidence: 0.9999")],
+        "policy.confidence (gate.yaml line 2) = 0.9999: is too high for 3 gating checks: no p-value is below 0.0001",
+    ),
     "too few for a mean": (
         [("minimum_n: 50", "minimum_n: 19"), ("metric: answer_rate", "metric: answer_words")],
         "policy.minimum_n (gate.yaml line 1) = 19: is too few to gate on answer_words, which has no bounds: its "
