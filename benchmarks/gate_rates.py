@@ -237,7 +237,7 @@ def order_of(items: int) -> tuple[str, ...]:
 def summary(scenario: Scenario, found: Iterable[Simulated]) -> dict[str, Any]:
     """Rates of one scenario in both modes."""
     every = list(found)
-    allowed = 0.0 if scenario.never else policy_of(scenario).alpha
+    allowed = 0.0 if scenario.never else round(policy_of(scenario).alpha, 6)
     result: dict[str, Any] = {"scenario": scenario.name, "wrong": scenario.wrong, "allowed": allowed}
     for mode in ("fixed", "sequential"):
         counts = Counter(getattr(one, mode) for one in every)
