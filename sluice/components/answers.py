@@ -50,6 +50,7 @@ def answers_step(running: Task, *, release: str, base: str, prompts: str, suite:
         "answers",
         rooms=(
             "evaluation.answers",
+            "evaluation.at_once",
             "evaluation.outcomes",
             "evaluation.items",
             "evaluation.cache",

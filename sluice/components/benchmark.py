@@ -90,6 +90,7 @@ def benchmark_step(running: Task, *, release: str, base: str, suite: str, again:
                 "evaluation.benchmark_model",
                 "evaluation.benchmark_tasks",
                 "evaluation.cache",
+                "evaluation.at_once",
                 "evaluation.scores",
                 *SERVING,
                 "components.answers",

@@ -21,6 +21,7 @@ _LOOKING = tuple(
     f"evaluation.{part}"
     for part in (
         "answers",
+        "at_once",
         "cache",
         "items",
         "outcomes",

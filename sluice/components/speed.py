@@ -93,6 +93,7 @@ def speed_step(running: Task, *, candidate: str, champion: str, base: str, promp
             "speed",
             rooms=(
                 "evaluation.answers",
+                "evaluation.at_once",
                 "evaluation.items",
                 "evaluation.outcomes",
                 "evaluation.scores",

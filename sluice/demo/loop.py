@@ -32,6 +32,7 @@ from sluice.infra.errors import GateRefused, SluiceError, UnavailableError
 from sluice.infra.progress import Report
 from sluice.pipelines.approvals import find_candidate, override, record, registry_of, take_over
 from sluice.pipelines.runs import Run, start_run
+from sluice.pipelines.tasks import ROOMS as TASK_ROOMS
 from sluice.pipelines.view import follow
 from sluice.provenance.canonical import Json, digest_json, short
 from sluice.provenance.code import code_digest
@@ -40,19 +41,7 @@ from sluice.provenance.steps import StepKey, StepOutput
 from sluice.rag.corpus import FaqItem, load_faq
 from sluice.registry.versions import set_tag
 
-ROOMS = (
-    "demo",
-    "pipelines",
-    "components",
-    "curation",
-    "rag",
-    "training",
-    "evaluation",
-    "registry",
-    "serving",
-    "statistics",
-    "provenance",
-)
+ROOMS = ("demo", "pipelines", *TASK_ROOMS)
 APPROVER = "policy:demo"
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from sluice.evaluation.at_once import at_once
 from sluice.evaluation.cache import Cache
 from sluice.evaluation.outcomes import Answer, Outcome, Patience, Prompt, Sampling, read_answers, write_answers
 from sluice.infra.errors import InputError, UnavailableError
@@ -122,27 +123,18 @@ class _Run:
     async def ask_all(self, waiting: list[Prompt], base_url: str, api_key: str, concurrency: int) -> None:
         from openai import AsyncOpenAI
 
-        queue = iter(waiting)
         async with AsyncOpenAI(
             base_url=base_url, api_key=api_key, max_retries=0, timeout=self.patience.timeout_s
         ) as client:
 
-            async def work() -> None:
-                # One iterator for all workers: the event loop runs one of them at a time.
-                for prompt in queue:
-                    answer = await self._ask(client, prompt)
-                    if answer.error is None:
-                        self.cache.put(answer_key(self.model_digest, prompt, self.sampling), answer.to_json())
-                    self.done[prompt.item_id] = answer
-                    self._tell()
+            async def work(prompt: Prompt) -> None:
+                answer = await self._ask(client, prompt)
+                if answer.error is None:
+                    self.cache.put(answer_key(self.model_digest, prompt, self.sampling), answer.to_json())
+                self.done[prompt.item_id] = answer
+                self._tell()
 
-            workers = [asyncio.create_task(work()) for _ in range(min(concurrency, len(waiting)))]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+            await at_once(concurrency, waiting, work)
 
     async def _ask(self, client: AsyncOpenAI, prompt: Prompt) -> Answer:
         """One item, with its attempts."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
+from sluice.evaluation.at_once import at_once
 from sluice.evaluation.cache import Cache
 from sluice.evaluation.outcomes import Patience
 from sluice.infra.errors import InputError, UnavailableError
@@ -74,27 +75,18 @@ class Endpoint:
             import httpx
 
             headers = {"Authorization": f"Bearer {self.api_key}"}
-            queue = iter(waiting)
             async with httpx.AsyncClient(
                 base_url=self.base_url, headers=headers, timeout=self.patience.timeout_s, trust_env=False
             ) as client:
 
-                async def work() -> None:
-                    # One iterator for all workers: the event loop runs one of them at a time.
-                    for number in queue:
-                        answer = await self._ask(client, path, payloads[number], partial(read, number))
-                        if not isinstance(answer, Failure):
-                            self.cache.put(keys[number], answer)
-                        found[number] = answer
-                        told(sum(one is not None for one in found))
+                async def work(number: int) -> None:
+                    answer = await self._ask(client, path, payloads[number], partial(read, number))
+                    if not isinstance(answer, Failure):
+                        self.cache.put(keys[number], answer)
+                    found[number] = answer
+                    told(sum(one is not None for one in found))
 
-                workers = [asyncio.create_task(work()) for _ in range(min(self.concurrency, len(waiting)))]
-                try:
-                    await asyncio.gather(*workers)
-                finally:
-                    for worker in workers:
-                        worker.cancel()
-                    await asyncio.gather(*workers, return_exceptions=True)
+                await at_once(self.concurrency, waiting, work)
 
         told(len(found) - len(waiting))
         if waiting:

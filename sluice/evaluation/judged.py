@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from sluice.evaluation.at_once import at_once
 from sluice.evaluation.cache import Cache
 from sluice.evaluation.items import Item
 from sluice.evaluation.judge import Judge
@@ -133,29 +134,19 @@ class _Run:
 
     async def judge_all(self) -> None:
         planned = sum(_requests(task.metric, task.sample, self.judge) for task in self.waiting.values())
-        queue = iter(list(self.waiting.items()))
         async with open_client(self.judge, self.cache, planned=planned) as client:
 
-            async def work() -> None:
-                # One iterator for all workers: the event loop runs one of them at a time.
-                for key, task in queue:
-                    outcome = await self._judge(client, task)
-                    if isinstance(outcome, float):
-                        self.cache.put(key, outcome)
-                    for item in task.ids:
-                        self._note(task.metric, item, outcome)
-                    self._tell()
+            async def work(waiting: tuple[str, _Task]) -> None:
+                key, task = waiting
+                outcome = await self._judge(client, task)
+                if isinstance(outcome, float):
+                    self.cache.put(key, outcome)
+                for item in task.ids:
+                    self._note(task.metric, item, outcome)
+                self._tell()
 
             # Twice the slots: while some embed, parse or wait before another attempt, the judge has work all the same.
-            workers = [
-                asyncio.create_task(work()) for _ in range(min(2 * self.judge.limits.concurrency, len(self.waiting)))
-            ]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+            await at_once(2 * self.judge.limits.concurrency, list(self.waiting.items()), work)
 
     async def _judge(self, client: JudgeClient, task: _Task) -> float | str:
         """One score, or the cause why there is none."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sluice.evaluation.answers import cause_of, stream_answer
+from sluice.evaluation.at_once import at_once
 from sluice.evaluation.outcomes import Answer, Prompt, Sampling
 from sluice.evaluation.scores import Scores, column, scores_of
 from sluice.evaluation.speed_metrics import SPEED_METRICS
@@ -120,24 +121,16 @@ class _Run:
             # Prompts that are not counted later, where there are more than enough.
             early = (self.prompts[self.section.requests :] or self.prompts)[: self.section.concurrency]
             await asyncio.gather(*(self._pair(client, number, prompt) for number, prompt in enumerate(early)))
-            queue = iter(range(self.section.requests))
 
-            async def work() -> None:
-                for number in queue:
-                    lap, place = divmod(number, len(self.prompts))
-                    prompt = self.prompts[place]
-                    name = f"{prompt.item_id}#{lap + 1}" if lap else prompt.item_id
-                    self.done[name] = await self._pair(client, number, prompt)
-                    count = len(self.done)
-                    self.report(count, self.section.requests, f"{count} of {self.section.requests} requests to each")
+            async def work(number: int) -> None:
+                lap, place = divmod(number, len(self.prompts))
+                prompt = self.prompts[place]
+                name = f"{prompt.item_id}#{lap + 1}" if lap else prompt.item_id
+                self.done[name] = await self._pair(client, number, prompt)
+                count = len(self.done)
+                self.report(count, self.section.requests, f"{count} of {self.section.requests} requests to each")
 
-            workers = [asyncio.create_task(work()) for _ in range(min(self.section.concurrency, self.section.requests))]
-            try:
-                await asyncio.gather(*workers)
-            finally:
-                for worker in workers:
-                    worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+            await at_once(self.section.concurrency, range(self.section.requests), work)
 
     async def _pair(self, client: AsyncOpenAI, number: int, prompt: Prompt) -> tuple[Answer, Answer]:
         """Both releases' answers, one after the other; the candidate is first for even numbers."""

@@ -8,7 +8,7 @@ from typing import Any
 from sluice.components.task import CODE_VARIABLE, TASK_VARIABLE
 from sluice.provenance.code import code_digest
 
-_ROOMS = (
+ROOMS = (
     "components",
     "curation",
     "rag",
@@ -37,4 +37,4 @@ def named(task: Any, name: str) -> Any:
 
 @cache
 def _code() -> str:
-    return code_digest(*_ROOMS, locks=("main", "serve"))
+    return code_digest(*ROOMS, locks=("main", "serve"))
