@@ -148,6 +148,7 @@ class Loop:
                 "verdict": run.value("gate", "verdict"),
                 "summary": run.value("gate", "summary"),
                 "checks": run.value("gate", "checks"),
+                "asked": run.value("evaluate", "asked"),
                 "curated": tasks["curate"].values,
                 "training": tasks["train"].values,
             }

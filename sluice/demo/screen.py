@@ -54,8 +54,9 @@ def _gate(console: Console, title: str, candidate: dict[str, Any]) -> None:
         title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0),
     )  # fmt: skip
     for check in candidate["checks"]:
-        low, high = check["interval"]
-        shown = f"{check['difference']:+.3f} [{low:+.3f}, {high:+.3f}]" if check["difference"] is not None else "none"
+        difference, (low, high) = check["difference"], check["interval"]
+        # A difference of too few items has no interval.
+        shown = "none" if None in (difference, low, high) else f"{difference:+.3f} [{low:+.3f}, {high:+.3f}]"
         verdict = check["verdict"] + (" (advisory)" if check["advisory"] else "")
         style = VERDICT_STYLE.get(check["verdict"], "")
         numbers = ("" if check[side] is None else f"{check[side]:.3f}" for side in ("champion", "candidate"))
@@ -64,6 +65,7 @@ def _gate(console: Console, title: str, candidate: dict[str, Any]) -> None:
     console.print(table)
     style = VERDICT_STYLE.get(candidate["verdict"], "")
     console.print(f"[{style}]{candidate['verdict'].upper()}[/] {escape(candidate['summary'])}")
+    console.print(escape(candidate["asked"]), style="dim")
 
 
 def _rollout(console: Console, title: str, release: dict[str, Any]) -> None:

@@ -36,6 +36,8 @@ NEVER_ANSWERED = {UNREACHABLE, "connection", "http 401", "http 403", "http 404"}
 """Causes that say nothing of the judge's answers."""
 
 _LONGEST_PAUSE_S = 60.0
+_TURNED_AWAY = 5
+"""Times as many attempts in a row may be told to come again as may stay without any answer."""
 _BINARY = {"verdict", "attributed", "noncommittal"}
 """Fields of RAGAS's schemas that it declares as whole numbers and reads as yes or no."""
 
@@ -64,6 +66,7 @@ class JudgeClient:
     recalled: int = 0
     dead: bool = False
     _silent: int = 0
+    _turned_away: int = 0
     _not_before: float = 0.0
     _slots: asyncio.Semaphore = field(init=False)
 
@@ -132,7 +135,7 @@ class JudgeClient:
                 if failure.wait_s:
                     self._not_before = max(self._not_before, time.monotonic() + min(failure.wait_s, _LONGEST_PAUSE_S))
                 raise failure from raised
-            self._silent = 0
+            self._silent = self._turned_away = 0
         return _content(response)
 
     def _failure(self, raised: Exception) -> JudgeFailure:
@@ -147,6 +150,10 @@ class JudgeClient:
             if status == 400 and "context length" in str(raised.message).lower():
                 return JudgeFailure("prompt too long")
             again = status in (408, 409, 429) or status >= 500
+            self._turned_away += again
+            # Each may ask for a minute's patience: one that has nothing else to say is not waited for all night.
+            if self._turned_away >= _TURNED_AWAY * self._sign_of_life_within:
+                self.dead = True
             return JudgeFailure(f"http {status}", again=again, wait_s=_retry_after(raised.response.headers))
         if isinstance(raised, TimeoutError | openai.APITimeoutError):
             return self._no_sign_of_life("timeout")
@@ -158,10 +165,14 @@ class JudgeClient:
 
     def _no_sign_of_life(self, cause: str) -> JudgeFailure:
         self._silent += 1
-        # Requests in flight together fail together: a full round of them says no more than one does.
-        if self._silent >= max(self.judge.limits.dead_after, self.judge.limits.concurrency + 1):
+        if self._silent >= self._sign_of_life_within:
             self.dead = True
         return JudgeFailure(UNREACHABLE if self.dead else cause, again=True)
+
+    @property
+    def _sign_of_life_within(self) -> int:
+        """Attempts. Requests in flight together fail together: a full round of them says no more than one does."""
+        return max(self.judge.limits.dead_after, self.judge.limits.concurrency + 1)
 
 
 @asynccontextmanager

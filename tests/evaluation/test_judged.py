@@ -337,6 +337,19 @@ def test_a_judge_that_dies_keeps_what_it_said_and_is_asked_only_the_rest(cache: 
         assert len(back.requests) == 180
 
 
+def test_a_judge_that_only_ever_puts_off_is_not_waited_for_all_night(cache: Cache) -> None:
+    limits = replace(QUICK, dead_after=6, attempts=2)
+    with scripted_judge(lambda *_: Reply(status=429)) as busy:
+        [column] = judged(busy.url, cache, many(200), RECALL, limits=limits)
+    assert set(causes(column)) == {"http 429", "judge unreachable"}
+    assert len(busy.requests) < 40
+    # One that answers now and then is asked on.
+    patient = replace(limits, attempts=40, retry_budget=5, pause_s=0.0)
+    with scripted_judge(lambda *_: Reply(status=429 if len(busy.requests) % 2 else 200)) as busy:
+        [column] = judged(busy.url, cache, many(60), RECALL, limits=patient)
+    assert not column.causes
+
+
 def test_within_a_sample_only_the_missing_request_is_asked(cache: Cache) -> None:
     with scripted_judge(lambda *_: Reply(status=400 if len(dying.requests) > 3 else 200)) as dying:
         [column] = judged(dying.url, cache, [sample(1)], CORRECTNESS)

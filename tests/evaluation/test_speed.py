@@ -108,7 +108,7 @@ def test_a_dead_server_leaves_causes_and_no_numbers() -> None:
 
 def test_what_concerns_every_request_stops() -> None:
     with chat_server(by_model=lambda *_: Reply(status=404)) as server:
-        with pytest.raises(InputError, match="knows no model '(new|old)'"):
+        with pytest.raises(InputError, match=r"knows no model '(new|old)'"):
             measure(server.url, Speed(requests=8, concurrency=2))
         with pytest.raises(InputError, match="0 prompts"):
             measure(server.url, Speed(requests=8), items=0)
