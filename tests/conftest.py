@@ -66,4 +66,4 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
 @pytest.fixture(scope="session")
 def loop(installation: Installation) -> Any:
     """The result of one whole loop in the installation."""
-    return installation.json("demo", "--plan", "tiny", timeout_s=780)
+    return installation.json("demo", "--plan", "tiny", timeout_s=1200)

@@ -20,7 +20,7 @@ from sluice.training.recipe import RECIPES
 from tests.chaos.kills import GuidedLoop, processes_of, run_through_kills
 from tests.support.installation import Installation
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 
 POLICY = {
     "steps": [

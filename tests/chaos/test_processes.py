@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.installation import Installation
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 
 
 def test_what_serves_comes_back_with_its_state(installation: Installation, loop: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.installation import Installation
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 
 def test_loop_ends_with_a_promoted_release_and_no_error_for_users(installation: Installation, loop: Any) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.installation import SLUICE, Installation
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 
 def test_stranger_verifies_the_champion_offline(installation: Installation, loop: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.installation import Installation
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 
 def test_a_user_and_a_document_are_found_in_what_serves(installation: Installation, loop: Any) -> None:

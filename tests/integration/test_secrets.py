@@ -14,7 +14,7 @@ from sluice.infra.object_store import S3ObjectStore
 from sluice.infra.settings import ObjectStoreSettings
 from tests.support.installation import Installation
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 _CHUNK = 8 * 2**20
 

@@ -33,7 +33,7 @@ class Installation:
             "SLUICE_RELEASE__ALLOW_OVERRIDE": "true",
         }
 
-    def run(self, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout_s: float = 420) -> subprocess.CompletedProcess[str]:
         """One command; its exit code and what it printed."""
         return subprocess.run(
             [str(SLUICE), *arguments],
@@ -45,7 +45,7 @@ class Installation:
             check=False,
         )
 
-    def json(self, *arguments: str, code: int = 0, timeout_s: float = 240) -> Any:
+    def json(self, *arguments: str, code: int = 0, timeout_s: float = 420) -> Any:
         """One command with `--json`; fails unless it ends with `code`."""
         done = self.run(*arguments, "--json", timeout_s=timeout_s)
         assert done.returncode == code, f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
