@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.installation import Installation
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 
 def test_a_step_of_the_loop_says_why_it_ran(installation: Installation, loop: Any) -> None:

@@ -159,4 +159,4 @@ def test_the_commands_tell_what_a_judge_is_worth(judged: Any) -> None:
     at.suite = at.write(SUITE + FLOOR + JUDGED + "  seed: 9\n")
     instead.append(Reply("I would say it is fine."))
     told = run.invoke(app, ["judge", "calibrate", "--suite", at.suite])
-    assert "the judge scored 0 of 8 items (95% are needed), mostly because: not JSON" in told.output
+    assert "the judge scored 0 of 8 items (95% are needed), mostly because: not JSON" in " ".join(told.output.split())
