@@ -53,6 +53,7 @@ def answers_step(running: Task, *, release: str, base: str, prompts: str, suite:
             "evaluation.at_once",
             "evaluation.outcomes",
             "evaluation.items",
+            "evaluation.json_lines",
             "evaluation.cache",
             *SERVING,
             "components.answers",

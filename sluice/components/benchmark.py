@@ -89,6 +89,7 @@ def benchmark_step(running: Task, *, release: str, base: str, suite: str, again:
                 "evaluation.benchmark_metrics",
                 "evaluation.benchmark_model",
                 "evaluation.benchmark_tasks",
+                "evaluation.json_lines",
                 "evaluation.cache",
                 "evaluation.at_once",
                 "evaluation.scores",

@@ -115,7 +115,14 @@ def holdout_prompts(running: Task, *, items: str, index: str, asked: int) -> str
 
     record = running.step(
         "holdout-prompts",
-        rooms=("rag.prompt", "rag.retrieve", "rag.embed", "evaluation.items", "components.holdout"),
+        rooms=(
+            "rag.prompt",
+            "rag.retrieve",
+            "rag.embed",
+            "evaluation.items",
+            "evaluation.json_lines",
+            "components.holdout",
+        ),
         parameters={"passages": PASSAGES},
         inputs={"holdout": items, "index": index},
         function=build,
@@ -146,7 +153,7 @@ def suite_items(running: Task, *, frozen: str, name: str, path: Path) -> tuple[s
 
     record = running.step(
         "suite-items",
-        rooms=("curation.holdout", "evaluation.items", "rag.prompt", "components.holdout"),
+        rooms=("curation.holdout", "evaluation.items", "evaluation.json_lines", "rag.prompt", "components.holdout"),
         parameters={"suite": name, "file": digest_file(path)},
         inputs={"holdout": frozen},
         function=build,

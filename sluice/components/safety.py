@@ -24,6 +24,7 @@ _LOOKING = tuple(
         "at_once",
         "cache",
         "items",
+        "json_lines",
         "outcomes",
         "personal_data",
         "probes",

@@ -5,13 +5,13 @@ A task is data, not code: no Python of its own (`!function`), nothing from a hub
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sluice.evaluation.items import asking_order
+from sluice.evaluation.json_lines import json_lines
 from sluice.infra.errors import InputError
 from sluice.provenance.canonical import Json, digest_json, short
 
@@ -141,19 +141,13 @@ def _files(config: Mapping[str, Any], where: str) -> dict[str, str]:
 
 def _rows(path: Path, where: str) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        data = path.read_text(encoding="utf-8").encode()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{where}: its data {str(path)!r} cannot be read: {error}.") from error
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path} line {number} is not JSON: {error}.") from error
+    for line, row in json_lines(data, str(path)):
         if not isinstance(row, dict):
-            raise InputError(f"{path} line {number} must be an object.")
+            raise InputError(f"{line} must be an object.")
         rows.append(row)
     if not rows:
         raise InputError(f"{path} holds 0 items.")

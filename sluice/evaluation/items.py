@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sluice.evaluation.json_lines import json_lines
 from sluice.infra.errors import InputError
 from sluice.infra.field_mistakes import meant
 from sluice.provenance.canonical import Json, canonical_json, digest_json
@@ -57,28 +57,21 @@ def read_items(path: Path) -> tuple[Item, ...]:
     """Items of a JSONL file. `question` alone is enough to ask: it is then the one user message. Raises `InputError`
     naming file, line and field."""
     try:
-        lines = path.read_bytes().split(b"\n")  # not splitlines(): it would also cut at U+2028 inside a text
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"The items {str(path)!r} cannot be read: {error}.") from error
     found: dict[str, Item] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        item = _item(line, f"{path} line {number}")
+    for where, row in json_lines(data, str(path)):
+        item = _item(row, where)
         if item.id in found:
-            raise InputError(f"{path} line {number}: id = {item.id!r} is given twice.")
+            raise InputError(f"{where}: id = {item.id!r} is given twice.")
         found[item.id] = item
     if not found:
         raise InputError(f"{path} holds 0 items.")
     return tuple(found.values())
 
 
-def _item(line: bytes, where: str) -> Item:
-    try:
-        row = json.loads(line)
-        canonical_json(row)  # what has no canonical form (NaN, half a character) has no digest
-    except (ValueError, RecursionError, InputError) as error:
-        raise InputError(f"{where} is not JSON: {error}") from error
+def _item(row: Json, where: str) -> Item:
     if not isinstance(row, dict):
         raise InputError(f"{where} must be an object with id, question and reference.")
     for name in row:

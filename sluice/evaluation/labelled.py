@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from sluice.evaluation.json_lines import json_lines
 from sluice.evaluation.judged_metrics import JUDGED
 from sluice.evaluation.judged_scores import Sample
 from sluice.infra.errors import InputError
@@ -31,27 +31,21 @@ def labelled_digest(items: tuple[LabelledItem, ...]) -> str:
 def read_labelled(path: Path) -> tuple[LabelledItem, ...]:
     """The labelled items of a JSONL file (docs/judge.md). Raises `InputError` naming file, line and field."""
     try:
-        lines = path.read_bytes().split(b"\n")  # not splitlines(): it would also cut at U+2028 inside a text
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"The labelled items {str(path)!r} cannot be read: {error}.") from error
     found: dict[str, LabelledItem] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        item = _item(line, f"{path} line {number}")
+    for where, row in json_lines(data, str(path)):
+        item = _item(row, where)
         if item.sample.id in found:
-            raise InputError(f"{path} line {number}: id = {item.sample.id!r} is given twice.")
+            raise InputError(f"{where}: id = {item.sample.id!r} is given twice.")
         found[item.sample.id] = item
     if not found:
         raise InputError(f"{path} holds 0 labelled items.")
     return tuple(found.values())
 
 
-def _item(line: bytes, where: str) -> LabelledItem:
-    try:
-        row: Json = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}.") from error
+def _item(row: Json, where: str) -> LabelledItem:
     if not isinstance(row, dict):
         raise InputError(f"{where} must be an object with id, question, contexts, answer, reference and labels.")
     known = ("id", "question", "contexts", "answer", "reference", "labels", "labelled_by")

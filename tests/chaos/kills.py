@@ -28,7 +28,7 @@ def run_through_kills(installation: Installation, pipeline: str, parameters: dic
         moment = _wait_for_task([folder], killed, until=lambda folder=folder: _ended(folder))
         if moment is None:
             ended = installation.wait_for(
-                lambda run_id=run["id"]: next(one for one in installation.json("runs") if one["id"] == run_id),
+                lambda run_id=run["id"]: installation.run_named(run_id),
                 what=f"record of {pipeline}",
             )
             assert ended["state"] == "done", ended["error"]

@@ -89,7 +89,7 @@ def test_reembedding_killed_in_every_step_releases_one_index(
     assert reembedded["tasks"]["retrieval-gate"]["values"]["verdict"] == "pass"
     # The loop after it embedded nothing again, and asks the very index that the killed run made.
     assert loop["reembed"]["index"] == reembedded["tasks"]["embed"]["outputs"]["index"]
-    run = next(run for run in installation.json("runs") if run["id"] == loop["reembed"]["run"])
+    run = installation.run_named(loop["reembed"]["run"])
     assert all(run["tasks"][name]["hit"] for name in ("snapshot", "chunk", "embed"))
 
 

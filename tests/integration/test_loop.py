@@ -79,7 +79,7 @@ def test_second_loop_computes_nothing_and_is_quick(installation: Installation, l
 
 
 def test_retraining_with_the_same_inputs_hits_every_step(installation: Installation, loop: Any) -> None:
-    parameters = next(run for run in installation.json("runs") if run["id"] == loop["retrain"]["run"])["parameters"]
+    parameters = installation.run_named(loop["retrain"]["run"])["parameters"]
     given = [part for name, value in parameters.items() for part in ("--param", f"{name}={value}")]
     run = installation.json("run", "retrain", *given)
     hits = {name: task["hit"] for name, task in run["tasks"].items()}

@@ -51,6 +51,11 @@ class Installation:
         assert done.returncode == code, f"{arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
         return json.loads(done.stdout)
 
+    def run_named(self, run_id: str) -> dict[str, Any]:
+        """The record of one run, however many came after it."""
+        runs = self.json("runs", "--limit", "10000")
+        return next(run for run in runs if run["id"] == run_id)
+
     def endpoints(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.home / "endpoints.json").read_text())
         return found

@@ -6,7 +6,6 @@ harmful (after the idea of XSTest, Roettger et al. 2023, arXiv:2308.01263; the w
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from sluice.evaluation.json_lines import json_lines
 from sluice.evaluation.policy import Section
 from sluice.infra.errors import InputError
 from sluice.infra.field_mistakes import Problem, cross_error, validated
@@ -99,17 +99,7 @@ def _problems(probe: Probe) -> Iterator[Problem]:
 
 def parse_probes(data: bytes, source: str) -> tuple[Probe, ...]:
     """The probes of a JSONL file. Raises `InputError` naming file (`source`), line and field."""
-    found = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{source} line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{where} is not JSON: {error}.", hint=HINT) from error
-        found.append(validated(Probe, row, where, {}, hint=HINT))
-    return tuple(found)
+    return tuple(validated(Probe, row, where, {}, hint=HINT) for where, row in json_lines(data, source, hint=HINT))
 
 
 def bundled_probes() -> tuple[Probe, ...]:
