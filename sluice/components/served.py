@@ -58,7 +58,7 @@ def release_name(settings: Settings, release: str) -> str:
 def target(settings: Settings, release: str) -> Target:
     """A release as the gateway reaches it."""
     parts = urlsplit(vllm_url(settings))
-    return Target(release, release, release_name(settings, release), f"{parts.hostname}:{parts.port}")
+    return Target(release, release, release_name(settings, release), (f"{parts.hostname}:{parts.port}",))
 
 
 def ensure_loaded(workspace: Workspace, release: str, base: str, client: VllmClient, *, undecided: bool = False) -> str:

@@ -184,7 +184,7 @@ def serve_champion(workspace: Workspace, base: str) -> None:
         tidy_shelf(workspace, client)
     routes.reconcile()
     # The server's port may have changed while we were down.
-    state = routes.relocate(target(settings, champion).upstream)
+    state = routes.relocate(target(settings, champion).upstreams)
     # What was rolled back while the ledger could not be told: users stay where they are, and the ledger learns of it.
     known = read_state(workspace.ledger)
     decided = dict.fromkeys(entry.body["adapter"] for entry in known.entries if entry.kind == "decision")

@@ -87,14 +87,16 @@ _PATHS = "/v1/(chat/completions|completions)"
 
 def _cluster(target: Target) -> dict[str, Any]:
     name = cluster_name(target.release)
-    host, _, port = target.upstream.rpartition(":")
-    endpoint = {"address": {"socket_address": {"address": host, "port_value": int(port)}}}
+    addresses = [(host, int(port)) for host, _, port in (one.rpartition(":") for one in target.upstreams)]
+    endpoints = [
+        {"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}} for host, port in addresses
+    ]
     return {
         "@type": _TYPE + "envoy.config.cluster.v3.Cluster",
         "name": name,
-        "type": "STATIC" if _is_address(host) else "STRICT_DNS",
+        "type": "STATIC" if all(_is_address(host) for host, _ in addresses) else "STRICT_DNS",
         "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
         "circuit_breakers": {
             "thresholds": [{"max_connections": 4096, "max_pending_requests": 4096, "max_requests": 4096}]
         },

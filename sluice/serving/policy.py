@@ -1,44 +1,95 @@
-"""The rollout's policy: a reviewed file, `rollout.yaml`. Every mistake in it is named with its line."""
+"""The rollout's policy: a reviewed file, `rollout.yaml`. Every mistake in it is named with its line.
+
+Times are seconds, weights percent of the sessions. Unknown keys are refused, so that a misspelt limit cannot silently
+become the default.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sluice.infra.errors import InputError
-from sluice.serving.analysis import AnalysisPolicy, Minimum
+from sluice.infra.field_mistakes import Problem, cross_error, validated
+from sluice.infra.yaml_file import read_text, read_yaml
+from sluice.serving.metrics import LIVE_METRICS
 
-if TYPE_CHECKING:
-    import yaml
+HINT = "sluice/serving/rollout.yaml explains every field."
 
 
-class StepPolicy(BaseModel):
-    """One step: the canary's weight in percent, and how long and on what evidence it is held. Times in seconds."""
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    weight: int = Field(ge=1, le=100)
+class Minimum(Section):
+    """Fewest samples of the canary in a step for it to pass. 0 feedback: judged if there is any, not required."""
+
+    requests: int = Field(ge=1)
+    feedback: int = Field(0, ge=0)
+
+
+class StepPolicy(Section):
+    """One step: the canary's weight, and how long and on what evidence it is held."""
+
+    weight: int = Field(ge=1, le=99, description="below 100: without stable beside it there is nothing to compare with")
     minimum: Minimum
     minimum_time_s: float = Field(ge=0)
     maximum_time_s: float = Field(gt=0, description="after this, what is still inconclusive is rolled back")
 
+
+class ShadowPolicy(Section):
+    """Before the first user: the canary is asked what stable is asked, and nobody sees what it answers."""
+
+    percent: int = Field(100, ge=1, le=100, description="share of stable's requests that is asked twice")
+    requests: int = Field(ge=1, description="fewest answers of the canary for the shadow to pass")
+    maximum_time_s: float = Field(gt=0, description="after this, too few requests end the release")
+
+
+class TripPolicy(Section):
+    """What ends a rollout at once, without waiting for statistics: looked at several times a second."""
+
+    failed: int = Field(5, ge=1, description="so many failed or broken answers of the canary")
+    within_s: float = Field(10.0, gt=0, description="in so many seconds")
+    share: float = Field(0.5, gt=0, le=1, description="and at least this share of what it finished in them")
+    silent_s: float = Field(
+        60.0, gt=0, description="seconds in which the canary has requests and finishes none, while stable does"
+    )
+
+
+class MetricPolicy(Section):
+    """Limits of one metric: for rates and scores a difference (0.1: ten points), for ratios a factor (1.5: half more)."""
+
+    gating: bool = Field(True, description="false: shown, never deciding")
+    fail_above: float = Field(ge=0, description="worse than this, and shown to be: the release fails")
+    margin: float = Field(gt=0, description="shown to be no worse than this: the metric passes")
+    superior: bool = Field(False, description="it passes only when it is shown to be better than stable")
+    minimum: int = Field(1, ge=1, description="fewest values of the canary for it to pass")
+
+
+class AnalysisPolicy(Section):
+    """How canary and stable are compared. Both error rates hold for the whole rollout, however often one looks."""
+
+    false_rollback: float = Field(0.01, gt=0, lt=0.5, description="chance that a release as good as stable fails")
+    false_pass: float = Field(0.05, gt=0, lt=0.5, description="chance that a metric passes that is worse by its margin")
+    requests_per_session: int = Field(
+        0, ge=0, description="so many of a session's requests count, the first ones, since they resemble each other; 0: all"
+    )
+    metrics: dict[str, MetricPolicy] = Field(min_length=1)
+
     @model_validator(mode="after")
-    def _ordered(self) -> StepPolicy:
-        if self.maximum_time_s <= self.minimum_time_s:
-            raise ValueError(
-                f"maximum_time_s {self.maximum_time_s:g} must be above minimum_time_s {self.minimum_time_s:g}"
-            )
+    def _consistent(self) -> AnalysisPolicy:
+        problems = list(_metric_problems(self.metrics))
+        if not any(metric.gating for metric in self.metrics.values()):
+            problems.append(("metrics", "none of them is gating: every release would pass"))
+        if problems:
+            raise cross_error(problems, self.metrics)
         return self
 
 
-class ProbePolicy(BaseModel):
+class ProbePolicy(Section):
     """What a release is asked before it gets any user. Differences are of log-probabilities, in nats."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     prompts: tuple[str, ...] = Field(min_length=1)
     max_tokens: int = Field(16, ge=1, le=256)
@@ -46,83 +97,67 @@ class ProbePolicy(BaseModel):
     answered: float = Field(1.0, ge=0, le=1, description="share of the prompts that must get an answer with text")
     effect_above: float = Field(0.05, gt=0, description="a smaller difference from stable means: it does nothing")
     base_within: float = Field(0.3, gt=0, description="a larger difference of the base model's own answers fails")
+    parity_within: float = Field(
+        0.3, gt=0, description="a larger difference from the training library's own answers fails (float32: 0.001)"
+    )
 
 
-class RolloutPolicy(BaseModel):
-    """Steps, analysis and probes of a rollout."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class RolloutPolicy(Section):
+    """Probes, shadow, steps and analysis of a rollout."""
 
     steps: tuple[StepPolicy, ...] = Field(min_length=1)
-    bake_s: float = Field(ge=0, description="seconds at 100 percent, still analysed, before the promotion")
-    check_interval_s: float = Field(1.0, gt=0)
+    shadow: ShadowPolicy | None = None
+    bake_s: float = Field(ge=0, description="seconds at the last weight, still analysed, before the promotion")
+    check_interval_s: float = Field(1.0, gt=0, description="seconds between two analyses")
+    cool_down_s: float = Field(0.0, ge=0, description="seconds after a failed rollout in which no other one begins")
+    rollback_window_s: float = Field(
+        86400.0, ge=0, description="seconds for which the champion before stays loaded, so that going back is instant"
+    )
+    trip: TripPolicy = TripPolicy()
     analysis: AnalysisPolicy
     probes: ProbePolicy
 
     @model_validator(mode="after")
     def _rising(self) -> RolloutPolicy:
+        problems: list[Problem] = []
         weights = [step.weight for step in self.steps]
-        if weights != sorted(set(weights)) or weights[-1] != 100:
-            raise ValueError(f"steps: the weights {weights} must rise and end at 100")
-        if len(weights) < 2:
-            raise ValueError("steps: a step below 100 is needed, or there is no stable release to compare with")
+        if weights != sorted(set(weights)):
+            problems.append(("steps", f"the weights {weights} must rise"))
+        for number, step in enumerate(self.steps):
+            if step.maximum_time_s <= step.minimum_time_s:
+                says = f"must be above minimum_time_s, which is {step.minimum_time_s:g}"
+                problems.append((f"steps.{number}.maximum_time_s", says))
+        if problems:
+            raise cross_error(problems, self.model_dump())
         return self
 
 
 def default_policy() -> RolloutPolicy:
     """The policy that comes with Sluice: small samples, for a demonstration."""
-    return _parse(resources.files("sluice.serving").joinpath("rollout.yaml").read_text(), "sluice/serving/rollout.yaml")
+    return parse_policy(resources.files("sluice.serving").joinpath("rollout.yaml").read_text(), "rollout.yaml")
 
 
 def load_policy(path: Path) -> RolloutPolicy:
     """Read a policy. Raises `InputError` naming file, line, field and value."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"The rollout policy {str(path)!r} cannot be read: {error}.") from error
-    return _parse(text, str(path))
+    return parse_policy(read_text(path, "rollout policy", HINT), str(path))
 
 
-def _parse(text: str, source: str) -> RolloutPolicy:
-    import yaml
-
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise InputError(f"{source}{where}: not YAML: {getattr(error, 'problem', None) or error}.") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{source}, line 1: a rollout policy is a mapping with steps, analysis and probes.")
-    try:
-        return RolloutPolicy.model_validate(content)
-    except ValidationError as error:
-        sentences = [_sentence(node, problem, source) for problem in error.errors()]
-        raise InputError(" ".join(sentences), hint="sluice/serving/rollout.yaml explains every field.") from error
+def parse_policy(text: str, source: str) -> RolloutPolicy:
+    """The policy in a text; `source` names it in messages. Raises `InputError` with everything that is wrong."""
+    found = read_yaml(text, source, "rollout policy", HINT)
+    return validated(RolloutPolicy, found.values, source, found.lines, found.problems, hint=HINT)
 
 
-def _sentence(node: yaml.Node | None, problem: Any, source: str) -> str:
-    path = problem["loc"]
-    field = ".".join(str(part) for part in path) or "the policy"
-    line = _line(node, path)
-    value = problem["input"]
-    shown = "" if isinstance(value, dict | list | tuple) else f" = {value!r}"
-    return f"{source}, line {line}: {field}{shown}: {problem['msg'].removeprefix('Value error, ')}."
-
-
-def _line(node: yaml.Node | None, path: Sequence[int | str]) -> int:
-    """The line of the deepest part of `path` that the file holds."""
-    import yaml
-
-    line = node.start_mark.line + 1 if node else 1
-    for part in path:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((key, value) for key, value in node.value if key.value == part), None)
-            if found is None:
-                return line
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line
+def _metric_problems(metrics: Mapping[str, MetricPolicy]) -> Iterator[Problem]:
+    for name, limits in metrics.items():
+        where = f"metrics.{name}"
+        known = LIVE_METRICS.get(name)
+        if known is None:
+            yield where, f"is no metric of a rollout; there are {', '.join(LIVE_METRICS)}"
+            continue
+        if known.kind == "ratio" and limits.fail_above < 1:
+            yield f"{where}.fail_above", "is a ratio to stable and cannot be below 1"
+        if known.kind != "ratio" and limits.margin > 1:
+            yield f"{where}.margin", "is a difference and cannot be above 1"
+        if limits.margin < limits.fail_above:
+            yield f"{where}.margin", f"is below fail_above ({limits.fail_above:g}): nothing could pass"

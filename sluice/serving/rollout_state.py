@@ -65,8 +65,8 @@ class RolloutState:
         fields = dict(content)
         reference = fields["reference"]
         fields.update(
-            target=Target(**fields["target"]),
-            stable=Target(**fields["stable"]),
+            target=Target.from_json(fields["target"]),
+            stable=Target.from_json(fields["stable"]),
             reference=(float(reference[0]), float(reference[1])) if reference else None,
             events=tuple(RolloutEvent(**event) for event in fields["events"]),
         )

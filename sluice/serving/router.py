@@ -46,7 +46,7 @@ class _Decision:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> _Decision:
-        previous = tuple(Target(**target) for target in content["previous"])
+        previous = tuple(Target.from_json(target) for target in content["previous"])
         refused = {str(release): str(reason) for release, reason in content["refused"].items()}
         return cls(int(content["revision"]), RouteState.from_json(content["state"]), previous, refused)
 
@@ -80,7 +80,7 @@ class EnvoyRouter:
             self._publish(decision, also=())
             return decision.state
 
-    def apply(self, state: RouteState, *, expected: RouteState | None = None) -> RouteState:
+    def apply(self, state: RouteState, *, expected: RouteState | None = None, token: int = 0) -> RouteState:
         with self._locked():
             before = self._read()
             if before is None:
@@ -155,8 +155,8 @@ class EnvoyRouter:
             self._follow(replace(decision, revision=decision.revision + 1), decision)
             return decision.state
 
-    def relocate(self, upstream: str) -> RouteState:
-        """The server that holds every release answers at `upstream` (`host:port`) now: routes, and what a rollback may
+    def relocate(self, upstreams: tuple[str, ...]) -> RouteState:
+        """The server that holds every release answers at `upstreams` (`host:port`) now: routes, and what a rollback may
         go to, follow it. Who gets which share stays as it is."""
         with self._locked():
             before = self._read()
@@ -164,7 +164,7 @@ class EnvoyRouter:
                 return self.state()
 
             def moved(target: Target) -> Target:
-                return replace(target, upstream=upstream)
+                return target if target.dedicated else replace(target, upstreams=upstreams)
 
             canary = before.state.canary
             state = replace(before.state, stable=moved(before.state.stable), canary=canary and moved(canary))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Protocol
 
-from sluice.infra.errors import InputError
+from sluice.infra.errors import ConflictError, InputError
 from sluice.provenance.canonical import require_digest
 
 Role = Literal["stable", "canary"]
@@ -19,18 +19,24 @@ _UPSTREAM = re.compile(r"^[A-Za-z0-9.-]+:[0-9]{1,5}$")
 _SERVED_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
 
 
+class StaleToken(ConflictError):
+    """A controller with a newer token has changed the routes since: this one must stop."""
+
+
 @dataclass(frozen=True)
 class Target:
     """One release as the gateway reaches it.
 
     `release` and `adapter` are digests (equal for an adapter; for the base model alone both are the base's digest);
-    `served_name` is the immutable name inside vLLM; `upstream` is `host:port` of the server that holds it.
+    `served_name` is the immutable name inside vLLM; `upstreams` are `host:port` of every server that holds it (its
+    replicas). `dedicated`: these servers hold this release alone (a merged model), and not adapters side by side.
     """
 
     release: str
     adapter: str
     served_name: str
-    upstream: str
+    upstreams: tuple[str, ...]
+    dedicated: bool = False
 
     def __post_init__(self) -> None:
         require_digest(self.release, "release")
@@ -38,23 +44,38 @@ class Target:
         # Both go into the gateway's configuration: nothing that could mean more than a name may pass.
         if not _SERVED_NAME.match(self.served_name):
             raise InputError(f"served_name = {self.served_name!r} is not a name of letters, digits, '.', '_' and '-'.")
-        if not _UPSTREAM.match(self.upstream) or not 0 < int(self.upstream.rpartition(":")[2]) < 65536:
-            raise InputError(f"upstream = {self.upstream!r} is not host:port.")
+        if not self.upstreams:
+            raise InputError(f"upstreams of {self.served_name!r} is empty: no server holds it.")
+        for upstream in self.upstreams:
+            if not _UPSTREAM.match(upstream) or not 0 < int(upstream.rpartition(":")[2]) < 65536:
+                raise InputError(f"upstreams: {upstream!r} is not host:port.")
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Target:
+        """The inverse of `asdict`. Raises `KeyError`, `TypeError` or `InputError` on foreign content."""
+        return cls(**{**content, "upstreams": tuple(content["upstreams"])})
 
 
 @dataclass(frozen=True)
 class RouteState:
-    """The stable release, the canary if there is one, and the canary's share of the sessions in percent (0 to 100)."""
+    """The stable release, the canary if there is one, and the canary's share of the sessions in percent (0 to 100).
+
+    `shadow` is the share of stable's requests, in percent, that the canary is asked too without anybody seeing what it
+    answers.
+    """
 
     stable: Target
     canary: Target | None = None
     weight: int = 0
+    shadow: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 100:
             raise InputError(f"weight = {self.weight} is not between 0 and 100.")
         if self.canary is None and self.weight:
             raise InputError(f"weight = {self.weight} without a canary to send it to.")
+        if not 0 <= self.shadow <= 100 or (self.canary is None and self.shadow):
+            raise InputError(f"shadow = {self.shadow} is not between 0 and 100, or there is no canary to ask.")
         if self.canary is not None and self.canary.release == self.stable.release:
             raise InputError(f"The release {self.stable.release} cannot be stable and canary at once.")
 
@@ -75,21 +96,25 @@ class RouteState:
     def from_json(cls, content: Mapping[str, Any]) -> RouteState:
         """The inverse of `to_json`. Raises `KeyError`, `TypeError` or `InputError` on foreign content."""
         canary = content["canary"]
-        return cls(Target(**content["stable"]), Target(**canary) if canary else None, int(content["weight"]))
+        found = Target.from_json(canary) if canary else None
+        return cls(Target.from_json(content["stable"]), found, int(content["weight"]), int(content["shadow"]))
 
 
 class Router(Protocol):
-    """Changes the routes of one application and confirms that the data plane follows."""
+    """Changes the routes of one application and confirms that the data plane follows: from what it reports and, where
+    there is traffic, from what it does."""
 
     def state(self) -> RouteState:
         """The routes as last decided. Raises `UnavailableError` when there are none yet."""
 
-    def apply(self, state: RouteState, *, expected: RouteState | None = None) -> RouteState:
+    def apply(self, state: RouteState, *, expected: RouteState | None = None, token: int = 0) -> RouteState:
         """Change the routes and wait until the data plane confirms.
 
         With `expected`, raises `ConflictError` and changes nothing when the routes are no longer those (somebody
-        rolled back meanwhile). Raises `GateRefused` when a release that was rolled back would get a larger share,
-        `UnavailableError` when the data plane did not confirm in time; a raised weight is taken back then.
+        rolled back meanwhile). `token` fences: the router remembers the largest it was given, and raises `StaleToken`
+        for a smaller one above 0, so that a controller that was replaced changes nothing any more. Raises
+        `GateRefused` when a release that was rolled back would get a larger share, `UnavailableError` when the data
+        plane did not confirm in time; a raised weight is taken back then.
         """
 
     def rollback(self, reason: str, *, absorb: bool = True) -> RouteState:
@@ -99,8 +124,24 @@ class Router(Protocol):
         did not confirm; the decision stands all the same, and a data plane that comes back comes back to it.
         """
 
+    def restore_previous(self, reason: str) -> RouteState:
+        """Undo a promotion: the stable release before this one is stable again, and this one may not rise again. The
+        earlier release must still be loaded. Raises `ConflictError` when none is remembered."""
+
+    def previous(self) -> tuple[Target, ...]:
+        """The stable releases before this one, latest last."""
+
     def refusal(self, release: str) -> str | None:
         """Why the gateway will not raise this release, or None."""
+
+    def drift(self) -> tuple[str, ...]:
+        """How the data plane differs from the routes as last decided, a sentence each; empty when it follows."""
+
+    def reconcile(self) -> RouteState:
+        """Make the data plane follow the routes as last decided. Raises `UnavailableError`."""
+
+    def active_requests(self, release: str) -> int:
+        """Requests running on this release now. Raises `UnavailableError` when the data plane does not tell."""
 
     def wait_idle(self, release: str, *, timeout_s: float) -> None:
         """Wait until no request is running on `release`. Raises `UnavailableError` after `timeout_s` seconds."""

@@ -35,7 +35,7 @@ def running(tmp_path: Path, object_store: DirectoryStore, monkeypatch: pytest.Mo
 
 
 def begun(running: Task, phase: Phase) -> None:
-    one, other = (Target(digest, digest, digest[-8:], "127.0.0.1:1") for digest in (A, BASE))
+    one, other = (Target(digest, digest, digest[-8:], ("127.0.0.1:1",)) for digest in (A, BASE))
     rollout_store(running.workspace).save(RolloutState(one, other, phase, 0, 25, 0.0))
 
 

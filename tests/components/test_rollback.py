@@ -13,7 +13,7 @@ from sluice.infra.settings import Settings
 from sluice.provenance.canonical import digest_bytes
 from sluice.serving.routes import RouteState, Target
 
-BASE, A = (Target(digest_bytes(n), digest_bytes(n), n.decode(), "127.0.0.1:1") for n in (b"base", b"a"))
+BASE, A = (Target(digest_bytes(n), digest_bytes(n), n.decode(), ("127.0.0.1:1",)) for n in (b"base", b"a"))
 
 
 class SlowRouter:

@@ -121,7 +121,7 @@ def test_a_probe_needs_the_key_to_choose_its_release(gateway: Gateway, canary: T
 
 def test_a_dead_canary_hurts_only_its_own_share(gateway: Gateway, canary: Target) -> None:
     stable = gateway.router.state().stable
-    dead = replace(canary, upstream="127.0.0.1:9")
+    dead = replace(canary, upstreams=("127.0.0.1:9",))
     gateway.router.apply(RouteState(stable, dead, 50))
     answers = [gateway.ask(f"s{number}") for number in range(60)]
     codes = {answer.status_code for answer in answers}
@@ -253,10 +253,10 @@ def test_a_server_that_moved_is_followed_also_by_a_rollback(gateway: Gateway, ca
     first = router.state().stable
     router.apply(RouteState(first, canary, 50))
     router.apply(RouteState(canary))
-    moved = canary.upstream
+    moved = canary.upstreams
     # Everything is where the canary's server is now; only shares and names stay.
     assert router.relocate(moved).stable == canary
-    assert [one.upstream for one in router.previous()] == [moved]
+    assert [one.upstreams for one in router.previous()] == [moved]
     assert router.relocate(moved) == router.state()
     router.restore_previous("back")
     assert gateway.ask("s").headers["x-sluice-release"] == first.release

@@ -181,8 +181,8 @@ def test_real_adapters_behind_the_real_gateway(tmp_path: Path, weights: Path) ->
         SERVE_PYTHON, weights / "base", base, shelf, free_port(), dtype="float32", max_model_len=128, max_loras=3
     )
     upstream_address = f"127.0.0.1:{settings.port}"
-    stable = Target(digest("b"), digest("b"), base, upstream_address)
-    canary = Target(digest("a"), digest("a"), acts, upstream_address)
+    stable = Target(digest("b"), digest("b"), base, (upstream_address,))
+    canary = Target(digest("a"), digest("a"), acts, (upstream_address,))
     # What the shelf remembers is there after a start, as it must be after a crash.
     shelf.place(earlier, weights / "acts-too")
     shelf.remember(earlier)

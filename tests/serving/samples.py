@@ -11,7 +11,7 @@ def digest(letter: str) -> str:
 
 
 def target(letter: str, port: int = 8101) -> Target:
-    return Target(digest(letter), digest(letter), f"app-{letter * 12}", f"127.0.0.1:{port}")
+    return Target(digest(letter), digest(letter), f"app-{letter * 12}", (f"127.0.0.1:{port}",))
 
 
 def samples(

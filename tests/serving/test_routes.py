@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from pathlib import Path
 
 import pytest
@@ -24,13 +25,13 @@ def settings(folder: Path) -> GatewaySettings:
         ("adapter", ""),
         ("served_name", "a b"),
         ("served_name", '"%REQ(x)%"'),
-        ("upstream", "127.0.0.1"),
-        ("upstream", "127.0.0.1:99999"),
-        ("upstream", "http://x:1"),
+        ("upstreams", ("127.0.0.1",)),
+        ("upstreams", ("127.0.0.1:99999",)),
+        ("upstreams", ("http://x:1",)),
     ],
 )
-def test_a_target_holds_only_names(field: str, value: str) -> None:
-    values = {"release": digest("a"), "adapter": digest("a"), "served_name": "app-1", "upstream": "127.0.0.1:80"}
+def test_a_target_holds_only_names(field: str, value: Any) -> None:
+    values = {"release": digest("a"), "adapter": digest("a"), "served_name": "app-1", "upstreams": ("127.0.0.1:80",)}
     with pytest.raises(InputError, match=field):
         Target(**{**values, field: value})
 
