@@ -20,6 +20,8 @@ from sluice.serving.routes import Router
 
 _PAUSE_S = 0.25
 _RETRY_S = 2.0
+HUNG_S = 20.0
+"""A call that has not returned for so long is made again beside it."""
 PATIENCE_S = 60.0
 """Seconds for which a ledger that does not answer is asked again, after users are back."""
 
@@ -129,19 +131,21 @@ class Retreat:
     def _told(self, tell: Callable[[], None]) -> None:
         """Tell the ledger, again and again for a while: it may hang and it may be down."""
         begun = self._clock.monotonic()
-        note = "it does not answer"
-        while self._clock.monotonic() - begun < PATIENCE_S:
+        note, retry_at = "it does not answer", begun
+        errand: Errand[None] | None = None
+        while (now := self._clock.monotonic()) - begun < PATIENCE_S:
             self._require_lease()
-            errand = Errand(tell)
-            while not errand.done(within_s=_PAUSE_S) and self._clock.monotonic() - begun < PATIENCE_S:
-                self._report(0, 0, "users are back on stable; telling the ledger")
-                self._clock.sleep(_PAUSE_S)
-            if errand.done():
+            if now >= retry_at:
+                # One that hangs is left to itself: it writes what it writes once, or what is written already.
+                errand, retry_at = Errand(tell), now + HUNG_S
+                errand.done(within_s=_PAUSE_S)
+            if errand is not None and errand.done():
                 try:
                     return errand.result()
                 except UnavailableError as error:
-                    note = error.message
-            self._clock.sleep(_RETRY_S)
+                    errand, note, retry_at = None, error.message, now + _RETRY_S
+            self._report(0, 0, "users are back on stable; telling the ledger")
+            self._clock.sleep(_PAUSE_S)
         raise UnavailableError(
             f"The release {short(self._journal.state.release)} is rolled back, but the ledger was not told: {note}",
             hint="Run it again when the ledger answers, or `sluice up`: users stay on stable meanwhile.",

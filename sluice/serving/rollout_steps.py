@@ -14,6 +14,7 @@ from sluice.serving.control import Order
 from sluice.serving.errand import Errand
 from sluice.serving.policy import Minimum, RolloutPolicy, StepPolicy
 from sluice.serving.probes import ProbeReport
+from sluice.serving.retreat import HUNG_S
 from sluice.serving.rollout_interfaces import Clock, Recorder, Sources
 from sluice.serving.rollout_journal import Journal
 from sluice.serving.rollout_state import EventKind, Phase, RolloutState
@@ -354,8 +355,8 @@ class Steps:
     def _lacking(self) -> str:
         """What is missing for a verdict, in a sentence; empty when nothing is."""
         state, watch, result = self._state, self._watch, self._result
-        if state.phase == "raising" or watch is None or result is None:
-            return "it could not go on"
+        if state.phase == "raising" or watch is None or result is None or result.verdict == "pass":
+            return "it could not go on; the events say why it was held"
         least = self._policy.shadow.requests if state.phase == "shadowing" and self._policy.shadow else None
         least = least or self._step.minimum.requests
         if watch.requests < least:
@@ -399,7 +400,7 @@ class Steps:
     def _asked(self, ask: Callable[[], None], what: str) -> bool:
         """Whether `ask`, called beside the watching, has returned in time; raises what it raised."""
         now, place = self._clock.monotonic(), (self._state.phase, self._state.step)
-        if self._errand is None or self._errand_for != place:
+        if self._errand is None or self._errand_for != place or now - self._sent > HUNG_S:
             if now < self._retry_at:
                 return False
             self._errand, self._errand_for, self._sent = Errand(ask), place, now
@@ -407,7 +408,7 @@ class Steps:
         took = now - self._sent
         if not self._errand.done():
             if took > _SLOW_S:
-                self._journal.hold("ledger", f"It holds: {what} was asked {took:.0f} s ago, without an answer.")
+                self._journal.hold("ledger", f"It holds: {what} was asked for {took:.0f} s ago, without an answer.")
             return False
         errand, self._errand = self._errand, None
         try:
