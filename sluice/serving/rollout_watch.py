@@ -13,7 +13,7 @@ from sluice.serving.metrics import LIVE_METRICS, Source
 from sluice.serving.observations import Observed, Sample, SampleSource
 from sluice.serving.policy import AnalysisPolicy, Minimum, TripPolicy
 from sluice.serving.rollout_interfaces import Clock
-from sluice.serving.trip import Trip, tripped
+from sluice.serving.trip import Trip, Tripwire
 
 REQUESTS = "error_rate"
 """The metric of which every request gives one value: by it requests are counted."""
@@ -80,7 +80,8 @@ class Watch:
         clock: Clock,
     ) -> None:
         self._canary, self._stable = canary, stable
-        self._trip = trip
+        self._within_s = trip.within_s
+        self._tripwire = Tripwire(trip, canary, stable)
         self._clock = clock
         gating = any(limits.gating for limits in analysis.metrics.values())
         self._analysis = Analysis(analysis, canary, stable) if gating else None
@@ -93,7 +94,6 @@ class Watch:
         self._missing_fast: Mapping[str, str] = {}
         self._missing_slow: Mapping[str, str] = {}
         self._from = since
-        self._idle = clock.now()
         self.requests = 0
 
     def count_from(self, since: float) -> None:
@@ -114,14 +114,9 @@ class Watch:
             if sample.metric == REQUESTS:
                 self._recent.append(sample)
                 self.requests += sample.release == self._canary and sample.known >= self._from
-        while self._recent and not 0 <= now - self._recent[0].known <= self._trip.within_s:
+        while self._recent and not 0 <= now - self._recent[0].known <= self._within_s:
             self._recent.popleft()
-        if not observed.active.get(self._canary):
-            self._idle = now
-        # Silent is only who was asked: with nothing to answer, the time of the last answer says nothing.
-        finished = {**observed.finished, self._canary: max(self._idle, observed.finished.get(self._canary, 0.0))}
-        recent = replace(observed, samples=tuple(self._recent), finished=finished)
-        return tripped(recent, self._trip, self._canary, self._stable, now)
+        return self._tripwire.look(replace(observed, samples=tuple(self._recent)), now)
 
     def analyse(self, minimum: Minimum, since: float) -> AnalysisResult:
         """What all figures say by now; `since` begins the running step, for its minimum."""
