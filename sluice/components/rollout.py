@@ -11,8 +11,9 @@ from sluice.components.workspace import Workspace
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import canonical_json
 from sluice.provenance.releases import authorize, record_failure, record_rollback, record_rollout_step
-from sluice.serving.access_log import AccessLog, GatewaySamples
+from sluice.serving.access_log import AccessLog
 from sluice.serving.analysis import AnalysisResult, Verdict
+from sluice.serving.gateway_samples import GatewaySamples
 from sluice.serving.policy import RolloutPolicy, default_policy, load_policy
 from sluice.serving.probes import ProbeReport, probe_gateway
 from sluice.serving.rollout import Rollout
@@ -95,7 +96,7 @@ def open_rollout(
         policy=chosen,
         router=router(settings),
         store=rollout_store(workspace),
-        source=GatewaySamples(AccessLog(gateway_settings(settings).access_log), TraceFeedback(workspace).counts),
+        source=GatewaySamples(AccessLog(gateway_settings(settings).access_log), router(settings)),
         recorder=LedgerRecorder(workspace, allow_override=override),
         authorize=lambda: _authorize(workspace, release, override),
         probe=_gateway_probe(workspace, release, chosen),

@@ -12,6 +12,7 @@ from sluice.components.workspace import Workspace
 from sluice.infra.errors import InputError, UnavailableError
 from sluice.serving.adapters import AdapterShelf, load_adapter, unload_adapter
 from sluice.serving.envoy import GatewaySettings
+from sluice.serving.envoy_routes import Timeouts
 from sluice.serving.router import EnvoyRouter
 from sluice.serving.routes import Target
 from sluice.serving.vllm import VllmClient, served_name
@@ -42,7 +43,15 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
     port, admin_port = urlsplit(url).port, urlsplit(admin).port
     if port is None or admin_port is None:
         raise InputError(f"Setting serving.gateway_url = {url!r} or gateway_admin_url = {admin!r} names no port.")
-    return GatewaySettings(settings.application, settings.home / "gateway", port, admin_port)
+    serving = settings.serving
+    return GatewaySettings(
+        settings.application,
+        settings.home / "gateway",
+        port,
+        admin_port,
+        requests_per_s=serving.requests_per_s,
+        timeouts=Timeouts(serving.first_byte_timeout_s, serving.idle_timeout_s, serving.answer_timeout_s),
+    )
 
 
 def router(settings: Settings) -> EnvoyRouter:
