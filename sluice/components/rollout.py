@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sluice.components.aliases import follow_ledger
+from sluice.components.bring_up import kept_probes
 from sluice.components.served import gateway_settings, release_name, router, target, vllm_url
 from sluice.components.workspace import Workspace
 from sluice.infra.progress import Report, no_report
@@ -112,7 +113,7 @@ def _gateway_probe(workspace: Workspace, release: str, policy: RolloutPolicy) ->
     def probe() -> ProbeReport:
         settings = workspace.settings
         assert settings.serving.gateway_url is not None
-        return probe_gateway(
+        gateway = probe_gateway(
             VllmClient(settings.serving.gateway_url),
             VllmClient(vllm_url(settings)),
             application=settings.application,
@@ -121,5 +122,7 @@ def _gateway_probe(workspace: Workspace, release: str, policy: RolloutPolicy) ->
             headers=router(settings).probe_headers("canary"),
             policy=policy.probes,
         )
+        earlier = kept_probes(workspace, release)
+        return ProbeReport(gateway.served_name, (*(earlier.checks if earlier else ()), *gateway.checks))
 
     return probe

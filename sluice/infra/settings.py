@@ -92,6 +92,9 @@ class ServingSettings(Section):
     """vLLM and the gateway in front of it."""
 
     vllm_url: str | None = Field(None, description="address of vLLM, reached by the rollout only")
+    vllm_replicas: tuple[str, ...] = Field(
+        (), description="addresses of further vLLM servers that hold the same models and see home's adapters folder"
+    )
     gateway_url: str | None = Field(None, description="address that clients use")
     gateway_admin_url: str | None = Field(None, description="Envoy's admin address")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"

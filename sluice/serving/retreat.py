@@ -16,10 +16,12 @@ from sluice.serving.errand import Errand
 from sluice.serving.rollout_interfaces import Clock, Recorder
 from sluice.serving.rollout_journal import Journal
 from sluice.serving.rollout_store import CoolDown, RolloutStore
-from sluice.serving.routes import Router
+from sluice.serving.routes import Router, RouteState
 
 _PAUSE_S = 0.25
 _RETRY_S = 2.0
+CONFIRM_S = 2.0
+"""Seconds for which requests are watched after a rollback."""
 HUNG_S = 20.0
 """A call that has not returned for so long is made again beside it."""
 PATIENCE_S = 60.0
@@ -37,6 +39,7 @@ class Retreat:
         store: RolloutStore,
         recorder: Recorder,
         cool_down_s: float,
+        confirm: Callable[[RouteState], str] | None,
         require_lease: Callable[[], None],
         clock: Clock,
         report: Report,
@@ -46,6 +49,7 @@ class Retreat:
         self._store = store
         self._recorder = recorder
         self._cool_down_s = cool_down_s
+        self._confirm = confirm
         self._require_lease = require_lease
         self._clock = clock
         self._report = report
@@ -67,6 +71,7 @@ class Retreat:
                 shadow=0,
                 reason=reason,
             )
+        self._watch_traffic()
         self._cool_down(reason)
         release = journal.state.release
         self._told(lambda: self._recorder.failure(release, stable.release, reason, analysis))
@@ -79,6 +84,7 @@ class Retreat:
             journal.try_save("note", f"It is withdrawn: {reason}", phase="withdrawing", reason=reason)
         note = self._off(reason, absorb=False)
         stable = self._router.state().stable
+        self._watch_traffic()
         release = journal.state.release
         self._told(lambda: self._recorder.withdrawal(release, stable.release, reason))
         journal.save(
@@ -111,6 +117,20 @@ class Retreat:
                 note = error.message
             self._report(0, 0, f"rolling back, the gateway does not answer yet: {note}")
             self._clock.sleep(_PAUSE_S)
+
+    def _watch_traffic(self) -> None:
+        """See by what users' requests do that nobody reaches the canary any more; not for long."""
+        if self._confirm is None:
+            return
+        confirm, state = self._confirm, self._router.state()
+        watching = Errand(lambda: confirm(state))
+        if not watching.done(within_s=CONFIRM_S + 1):
+            self._journal.try_save("note", "The gateway does not tell where requests go.")
+            return
+        try:
+            self._journal.try_save("note", watching.result())
+        except UnavailableError as error:
+            self._journal.try_save("note", f"Not seen in the traffic yet: {error.message}")
 
     def _is_canary(self) -> bool:
         canary = self._router.state().canary

@@ -12,10 +12,11 @@ from sluice.provenance.canonical import short
 from sluice.serving.analysis import AnalysisResult
 from sluice.serving.control import Order
 from sluice.serving.errand import Errand
+from sluice.serving.observations import SampleSource
 from sluice.serving.policy import Minimum, RolloutPolicy, StepPolicy
 from sluice.serving.probes import ProbeReport
 from sluice.serving.retreat import HUNG_S
-from sluice.serving.rollout_interfaces import Clock, Recorder, Sources
+from sluice.serving.rollout_interfaces import Clock, Recorder
 from sluice.serving.rollout_journal import Journal
 from sluice.serving.rollout_state import EventKind, Phase, RolloutState
 from sluice.serving.rollout_store import RolloutStore
@@ -52,7 +53,8 @@ class Steps:
         policy: RolloutPolicy,
         router: Router,
         store: RolloutStore,
-        sources: Sources,
+        source: SampleSource,
+        shadow: SampleSource | None,
         recorder: Recorder,
         authorize: Callable[[], None],
         probe: Callable[[], ProbeReport],
@@ -65,7 +67,8 @@ class Steps:
         self._policy = policy
         self._router = router
         self._store = store
-        self._sources = sources
+        self._source = source
+        self._shadow_source = shadow
         self._recorder = recorder
         self._authorize = authorize
         self._probe = probe
@@ -155,15 +158,14 @@ class Steps:
         if not state.weight and not (shadow and state.shadow):
             return None
         if self._watch is None or self._watched_shadow != shadow:
-            fast = self._sources.shadow if shadow else self._sources.fast
-            assert fast is not None
+            source = self._shadow_source if shadow else self._source
+            assert source is not None
             self._watch = Watch(
                 state.release,
                 state.stable.release,
                 analysis=shadow_policy(self._policy.analysis) if shadow else self._policy.analysis,
                 trip=self._policy.trip,
-                fast=fast,
-                slow=None if shadow else self._sources.slow,
+                source=source,
                 since=min(state.begun, self._clock.now()),
                 clock=self._clock,
             )
@@ -251,7 +253,7 @@ class Steps:
         self._journal.save("probe", report.sentence, verdict="pass" if report.passed else "fail")
         if not report.passed:
             return End(True, f"probe: {report.sentence}")
-        shadowed = self._policy.shadow is not None and self._sources.shadow is not None
+        shadowed = self._policy.shadow is not None and self._shadow_source is not None
         self._enter("shadowing" if shadowed else "raising", "note", "Its probes passed.")
         return None
 

@@ -11,7 +11,7 @@ from sluice.infra.errors import ConflictError, GateRefused, InputError, Unavaila
 from sluice.serving.control import Order, OrderKind
 from sluice.serving.rollout_store import CoolDown
 from sluice.serving.routes import RouteState, StaleToken
-from tests.serving.fakes import BROKEN, HEALTHY, Hung, Killed, Memory, Traffic, quick
+from tests.serving.fakes import BROKEN, HEALTHY, Hung, Killed, Memory, quick
 from tests.serving.samples import target
 
 STABLE, CANARY, OTHER = target("a"), target("c"), target("d")
@@ -247,25 +247,6 @@ def test_a_ledger_that_does_not_answer_holds_no_rollback(
     application.ledger_down = None
     assert application.rollout().run().verdict == "failed"
     assert any(entry.startswith("failure") for entry in application.log)
-
-
-def test_traces_that_hang_hold_neither_the_trip_nor_the_loop(tmp_path: Path) -> None:
-    application = memory(tmp_path)
-
-    class Stuck(Traffic):
-        def observe(self, *_: object) -> object:  # type: ignore[override]
-            import threading
-
-            return threading.Event().wait()
-
-    application.slow = Stuck(application.clock, application.router)
-    application.figures = lambda release, known: {
-        **HEALTHY,
-        **(BROKEN if release == CANARY.release and known > 1004 else {}),
-    }
-    result = application.rollout().run()
-    assert result.verdict == "failed"
-    assert next(event.time for event in result.events if event.kind == "rollback") < 1010
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0])
