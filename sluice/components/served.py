@@ -10,10 +10,13 @@ from urllib.parse import urlsplit
 from sluice.components.verification import verify_release
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import InputError, UnavailableError
+from sluice.infra.ports import LOOPBACK, PortBook
+from sluice.provenance.canonical import short
 from sluice.serving.adapters import AdapterShelf, load_adapter, unload_adapter
 from sluice.serving.envoy import GatewaySettings
 from sluice.serving.router import EnvoyRouter
 from sluice.serving.routes import Target
+from sluice.serving.servers import ServerBook, part_name
 from sluice.serving.vllm import VllmClient, served_name
 
 if TYPE_CHECKING:
@@ -55,10 +58,28 @@ def release_name(settings: Settings, release: str) -> str:
     return served_name(settings.application, release)
 
 
+def server_book(settings: Settings) -> ServerBook:
+    """Which releases have a server of their own here."""
+    return ServerBook(settings.home / "servers.json")
+
+
+def server_url(settings: Settings, release: str) -> str:
+    """Address of the server that users of this release are answered by: its own, if it has one, or the shared one."""
+    if release not in server_book(settings).read():
+        return vllm_url(settings)
+    port = PortBook(settings.home, {}).read().get(part_name(release))
+    if port is None:
+        raise UnavailableError(
+            f"The server of release {short(release)} has no port.", hint="`sluice up` gives it one and starts it."
+        )
+    return f"http://{LOOPBACK}:{port}"
+
+
 def target(settings: Settings, release: str) -> Target:
     """A release as the gateway reaches it."""
-    parts = urlsplit(vllm_url(settings))
-    return Target(release, release, release_name(settings, release), (f"{parts.hostname}:{parts.port}",))
+    parts = urlsplit(server_url(settings, release))
+    dedicated = release in server_book(settings).read()
+    return Target(release, release, release_name(settings, release), (f"{parts.hostname}:{parts.port}",), dedicated)
 
 
 def ensure_loaded(workspace: Workspace, release: str, base: str, client: VllmClient, *, undecided: bool = False) -> str:

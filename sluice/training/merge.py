@@ -42,8 +42,8 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 class Merged:
     """A merged model, and how far its scores of the probe prompts lie from the adapter's: in float32, and as stored.
 
-    `answer_difference` is the largest difference of a log-probability (nats) along the adapter's greedy answers, of what
-    is stored; `agreement` the share of their tokens that it would have chosen too.
+    `answer_difference` is the largest difference of a log-probability (nats), of what is stored, along the adapter's
+    greedy answers; `agreement` the share of their tokens that it would have chosen too.
     """
 
     model_dir: Path
