@@ -16,7 +16,7 @@ from typing import Any
 
 from sluice.infra.errors import ConflictError, InputError, IntegrityError, SluiceError, UnavailableError
 from sluice.infra.kubernetes_objects import Kind, KubernetesObjects, Object, ObjectChanged
-from sluice.serving.decision import Decision, describe
+from sluice.serving.route_decision import RouteDecision, describe
 from sluice.serving.routes import RouteState, Target
 
 DECISION = "sluice.dev/decision"
@@ -43,7 +43,7 @@ class ClusterRouter:
 
     # What a driver adds.
 
-    def spec(self, decision: Decision, probe_key: str) -> Object:
+    def spec(self, decision: RouteDecision, probe_key: str) -> Object:
         """The object's `spec` for a decision."""
         raise NotImplementedError
 
@@ -53,14 +53,14 @@ class ClusterRouter:
     def prepare(self, targets: Iterable[Target]) -> None:
         """Make the objects that these releases need, before the routes lead to them."""
 
-    def tidy(self, decision: Decision) -> None:
+    def tidy(self, decision: RouteDecision) -> None:
         """Remove what no release of the decision needs any more."""
 
-    def differences(self, decision: Decision, live: Object, probe_key: str) -> tuple[str, ...]:
+    def differences(self, decision: RouteDecision, live: Object, probe_key: str) -> tuple[str, ...]:
         """How the live object and what belongs to it differ from the decision, a sentence each."""
         raise NotImplementedError
 
-    def confirmed(self, live: Object, decision: Decision, probe_key: str) -> str:
+    def confirmed(self, live: Object, decision: RouteDecision, probe_key: str) -> str:
         """Empty when the data plane follows, else what is missing. Raises `Refused` when it never will."""
         raise NotImplementedError
 
@@ -78,7 +78,7 @@ class ClusterRouter:
             return self.state()
         except NoRoutes:
             pass
-        decision = Decision(1, RouteState(stable))
+        decision = RouteDecision(1, RouteState(stable))
         self.check(decision.state)
         self.prepare(decision.targets())
         key = secrets.token_hex(24)
@@ -98,9 +98,9 @@ class ClusterRouter:
     def apply(self, state: RouteState, *, expected: RouteState | None = None, token: int = 0) -> RouteState:
         self.check(state)
         self.prepare(state.targets())
-        pair: tuple[Decision, Decision] | None = None
+        pair: tuple[RouteDecision, RouteDecision] | None = None
 
-        def decide(before: Decision) -> Decision:
+        def decide(before: RouteDecision) -> RouteDecision:
             nonlocal pair
             after = before.applied(state, expected=expected, token=token)
             pair = before, after
@@ -169,7 +169,7 @@ class ClusterRouter:
 
     # How.
 
-    def _current(self) -> tuple[Decision, Object]:
+    def _current(self) -> tuple[RouteDecision, Object]:
         live = self._objects.get(self.kind, self.application)
         if live is None:
             raise NoRoutes(
@@ -184,14 +184,14 @@ class ClusterRouter:
                 hint="Delete or rename it, or choose another application name.",
             )
         try:
-            return Decision.from_json(text), live
+            return RouteDecision.from_json(text), live
         except (ValueError, KeyError, TypeError, AttributeError, InputError) as error:
             raise IntegrityError(
                 f"The annotation {DECISION} of {self.kind.name} {self.application!r} is damaged: {error}.",
                 hint="Delete the object and seed it again: everybody is sent to the base model, then roll out again.",
             ) from error
 
-    def _write(self, decide: Callable[[Decision], Decision], attempted: set[str]) -> Decision:
+    def _write(self, decide: Callable[[RouteDecision], RouteDecision], attempted: set[str]) -> RouteDecision:
         """Decide from what is there and write it, again and again until nobody comes in between. `attempted` are the
         changes sent so far: one of them may be there although its answer was lost."""
         until = time.monotonic() + _WRITE_S
@@ -226,14 +226,14 @@ class ClusterRouter:
                     ) from None
                 time.sleep(random.uniform(0, 0.02))
 
-    def _retreat(self, decide: Callable[[Decision], Decision]) -> RouteState:
+    def _retreat(self, decide: Callable[[RouteDecision], RouteDecision]) -> RouteState:
         """Away from a release: never taken back."""
         decision, changed = self._persist(decide)
         if changed:
             self._confirm(decision)
         return decision.state
 
-    def _persist(self, decide: Callable[[Decision], Decision]) -> tuple[Decision, bool]:
+    def _persist(self, decide: Callable[[RouteDecision], RouteDecision]) -> tuple[RouteDecision, bool]:
         """Write also through hiccups of the API; the decision that stands, and whether it is ours."""
         attempted: set[str] = set()
         for pause in (0.05, 0.2, 0.5):
@@ -244,7 +244,7 @@ class ClusterRouter:
                 time.sleep(pause)
         return self._write(decide, attempted), bool(attempted)
 
-    def _take_back(self, before: Decision, after: Decision) -> None:
+    def _take_back(self, before: RouteDecision, after: RouteDecision) -> None:
         """Nobody may be sent to a release by a change that we report as failed.
 
         Also when it is not there: it may still be under way, and a new revision shuts it out.
@@ -256,7 +256,7 @@ class ClusterRouter:
             # The caller hears the first error, and whoever looks at the routes next goes back.
             pass
 
-    def _confirm(self, decision: Decision) -> RouteState:
+    def _confirm(self, decision: RouteDecision) -> RouteState:
         """Wait until the data plane follows; the state that it follows, another when somebody decided anew."""
         until = time.monotonic() + self._confirm_s
         while True:
@@ -279,7 +279,7 @@ class ClusterRouter:
                 )
             time.sleep(_POLL_S)
 
-    def _tidy(self, decision: Decision) -> None:
+    def _tidy(self, decision: RouteDecision) -> None:
         try:
             self.tidy(decision)
         except SluiceError:

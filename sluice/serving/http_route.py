@@ -15,7 +15,6 @@ from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.kubernetes_objects import Kind, KubernetesObjects, Object, ObjectChanged
 from sluice.serving.cluster_router import ClusterRouter, Refused, differing
 from sluice.serving.data_plane import DataPlane
-from sluice.serving.decision import Decision
 from sluice.serving.envoy_routes import FORCE_HEADER, PROBE_KEY_HEADER
 from sluice.serving.http_route_rules import (
     APPLICATION_LABEL,
@@ -30,6 +29,7 @@ from sluice.serving.http_route_rules import (
     route_spec,
     service_and_port,
 )
+from sluice.serving.route_decision import RouteDecision
 from sluice.serving.routes import Role, RouteState, Target
 
 _LEFT_S = 3600.0
@@ -58,7 +58,7 @@ class HttpRouteRouter(ClusterRouter):
         self._proxies = proxies
         self._metrics = metrics
 
-    def spec(self, decision: Decision, probe_key: str) -> Object:
+    def spec(self, decision: RouteDecision, probe_key: str) -> Object:
         return route_spec(self.application, self._gateway, decision, probe_key)
 
     def check(self, state: RouteState) -> None:
@@ -75,7 +75,7 @@ class HttpRouteRouter(ClusterRouter):
         for kind, wanted in self._wanted(targets):
             self._ensure(kind, wanted)
 
-    def tidy(self, decision: Decision) -> None:
+    def tidy(self, decision: RouteDecision) -> None:
         kept = {release_name(self.application, target.release) for target in decision.targets()}
         for kind in (SERVICE, TRAFFIC_POLICY):
             for found in self._objects.listed(kind, f"{APPLICATION_LABEL}={self.application}"):
@@ -83,7 +83,7 @@ class HttpRouteRouter(ClusterRouter):
                 if found["metadata"]["name"] not in kept and time.time() - made.timestamp() > _LEFT_S:
                     self._objects.delete(kind, found["metadata"]["name"])
 
-    def differences(self, decision: Decision, live: Object, probe_key: str) -> tuple[str, ...]:
+    def differences(self, decision: RouteDecision, live: Object, probe_key: str) -> tuple[str, ...]:
         found = list(_weights_changed(self.application, decision, live))
         changed = differing(self.spec(decision, probe_key), live["spec"])
         if changed and not found:
@@ -97,7 +97,7 @@ class HttpRouteRouter(ClusterRouter):
                 found.append(f"The {kind.name} {name!r} was changed at spec.{', spec.'.join(changed[:5])}.")
         return tuple(found)
 
-    def confirmed(self, live: Object, decision: Decision, probe_key: str) -> str:
+    def confirmed(self, live: Object, decision: RouteDecision, probe_key: str) -> str:
         parent = self._parent(live)
         if parent is None:
             return f"the Gateway {self._gateway.name!r} says nothing about the route"
@@ -196,7 +196,7 @@ class HttpRouteRouter(ClusterRouter):
                 continue
 
 
-def _weights_changed(application: str, decision: Decision, live: Object) -> Iterable[str]:
+def _weights_changed(application: str, decision: RouteDecision, live: Object) -> Iterable[str]:
     """The one change that matters most, in words."""
     split = next((rule for rule in live["spec"]["rules"] if rule.get("name") == "split"), None)
     shares = {ref["name"]: ref.get("weight", 1) for ref in (split or {}).get("backendRefs", ())}

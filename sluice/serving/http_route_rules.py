@@ -14,7 +14,6 @@ from typing import Any
 from sluice.infra.errors import InputError
 from sluice.infra.kubernetes_objects import Kind, Object
 from sluice.provenance.canonical import hex_of
-from sluice.serving.decision import Decision
 from sluice.serving.envoy_routes import (
     ADAPTER_HEADER,
     FORCE_HEADER,
@@ -22,6 +21,7 @@ from sluice.serving.envoy_routes import (
     RELEASE_HEADER,
     SESSION_HEADER,
 )
+from sluice.serving.route_decision import RouteDecision
 from sluice.serving.routes import RouteState, Target
 
 HTTP_ROUTE = Kind("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
@@ -50,7 +50,7 @@ class ClusterGateway:
     service: str = ""
 
 
-def route_spec(application: str, gateway: ClusterGateway, decision: Decision, probe_key: str) -> Object:
+def route_spec(application: str, gateway: ClusterGateway, decision: RouteDecision, probe_key: str) -> Object:
     """The `spec` of the HTTPRoute. Rules are told apart by their number of header matches, then by their order."""
     parent: Object = {"group": HTTP_ROUTE.group, "kind": "Gateway", "name": gateway.name}
     if gateway.namespace:
@@ -154,7 +154,7 @@ def _any(count: int) -> str:
     return "[0-9a-f]" * count
 
 
-def _rules(application: str, gateway: ClusterGateway, decision: Decision, probe_key: str) -> list[Object]:
+def _rules(application: str, gateway: ClusterGateway, decision: RouteDecision, probe_key: str) -> list[Object]:
     state = decision.state
     stable, canary = state.stable, state.canary
     only_stable, mirror = [_backend(application, stable)], _mirror(gateway, state, probe_key)

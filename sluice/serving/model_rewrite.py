@@ -14,7 +14,7 @@ from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.kubernetes_objects import Kind, KubernetesObjects, Object
 from sluice.serving.cluster_router import ClusterRouter, Refused, differing
 from sluice.serving.data_plane import DataPlane
-from sluice.serving.decision import Decision
+from sluice.serving.route_decision import RouteDecision
 from sluice.serving.routes import Role, RouteState, Target
 from sluice.serving.vllm import served_name
 
@@ -44,7 +44,7 @@ class ModelRewriteRouter(ClusterRouter):
         self._gateway = gateway
         self._metrics = metrics
 
-    def spec(self, decision: Decision, probe_key: str) -> Object:
+    def spec(self, decision: RouteDecision, probe_key: str) -> Object:
         """Exact names come before the rule without a match, whose target no server has: nobody reaches a release by
         its own name."""
         state = decision.state
@@ -72,7 +72,7 @@ class ModelRewriteRouter(ClusterRouter):
                     hint="Release it as an adapter, or set cluster.router to http-route.",
                 )
 
-    def differences(self, decision: Decision, live: Object, probe_key: str) -> tuple[str, ...]:
+    def differences(self, decision: RouteDecision, live: Object, probe_key: str) -> tuple[str, ...]:
         rules = live["spec"]["rules"]
         weights = {one["modelRewrite"]: one.get("weight", 1) for one in (rules[0]["targets"] if rules else ())}
         total = sum(weights.values()) or 1
@@ -89,7 +89,7 @@ class ModelRewriteRouter(ClusterRouter):
             )
         return tuple(found)
 
-    def confirmed(self, live: Object, decision: Decision, probe_key: str) -> str:
+    def confirmed(self, live: Object, decision: RouteDecision, probe_key: str) -> str:
         for condition in (live.get("status") or {}).get("conditions") or ():
             current = condition.get("observedGeneration", 0) >= live["metadata"]["generation"]
             if condition["type"] == "Accepted" and condition["status"] == "False" and current:
@@ -145,5 +145,5 @@ def _forced(role: str, probe_key: str) -> str:
     return f"probe-{role}-{probe_key}"
 
 
-def _revision(decision: Decision, probe_key: str) -> str:
+def _revision(decision: RouteDecision, probe_key: str) -> str:
     return f"revision-{decision.revision}-{probe_key}"

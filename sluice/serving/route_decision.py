@@ -1,6 +1,6 @@
 """What a gateway was told: the routes, who was stable before, who may not rise again, and who may still change them.
 
-Pure values: a router reads a `Decision`, asks it for the next one, and writes that only if nobody wrote meanwhile.
+Pure values: a router reads a `RouteDecision`, asks it for the next one, and writes that only if nobody wrote meanwhile.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _REASONS = 200
 
 
 @dataclass(frozen=True)
-class Decision:
+class RouteDecision:
     """`revision` grows by one with every change and names it in the data plane; `change` tells two writers apart who
     both wanted to make the same revision. `previous` is latest last, `refused` oldest first."""
 
@@ -31,7 +31,7 @@ class Decision:
     token: int = 0
     change: str = ""
 
-    def applied(self, state: RouteState, *, expected: RouteState | None = None, token: int = 0) -> Decision:
+    def applied(self, state: RouteState, *, expected: RouteState | None = None, token: int = 0) -> RouteDecision:
         """Raises `ConflictError`, `StaleToken` or `GateRefused` as `Router.apply` says."""
         if 0 < token < self.token:
             raise StaleToken(
@@ -56,7 +56,7 @@ class Decision:
             previous = (*others, self.state.stable)[-_REMEMBERED:]
         return self._next(state=state, previous=previous, token=max(token, self.token))
 
-    def rolled_back(self, reason: str, *, absorb: bool = True) -> Decision:
+    def rolled_back(self, reason: str, *, absorb: bool = True) -> RouteDecision:
         """Everybody to stable; itself when there is no canary."""
         if self.state.canary is None:
             return self
@@ -65,7 +65,7 @@ class Decision:
             refused = {**refused, self.state.canary.release: reason[:_REASON_CHARACTERS]}
         return self._next(state=RouteState(self.state.stable), refused=refused)
 
-    def restored(self, reason: str) -> Decision:
+    def restored(self, reason: str) -> RouteDecision:
         """The stable release before this one again. Raises `ConflictError` when none is remembered."""
         earlier = [target for target in self.previous if target.release not in self.refused]
         if not earlier:
@@ -73,11 +73,11 @@ class Decision:
         refused = {**self.refused, self.state.stable.release: reason[:_REASON_CHARACTERS]}
         return self._next(state=RouteState(earlier[-1]), previous=tuple(earlier[:-1]), refused=refused)
 
-    def taken_back(self, before: Decision) -> Decision:
+    def taken_back(self, before: RouteDecision) -> RouteDecision:
         """The routes of `before` under a new revision; the token stays, so that who was replaced stays out."""
         return self._next(state=before.state, previous=before.previous)
 
-    def again(self) -> Decision:
+    def again(self) -> RouteDecision:
         """The same under a new revision."""
         return self._next()
 
@@ -93,7 +93,7 @@ class Decision:
         return json.dumps(content, separators=(",", ":"))
 
     @classmethod
-    def from_json(cls, text: str) -> Decision:
+    def from_json(cls, text: str) -> RouteDecision:
         """The inverse of `to_json`. Raises `KeyError`, `TypeError`, `ValueError` or `InputError` on foreign content."""
         content = json.loads(text)
         return cls(
@@ -105,7 +105,7 @@ class Decision:
             change=str(content["change"]),
         )
 
-    def _next(self, **changes: Any) -> Decision:
+    def _next(self, **changes: Any) -> RouteDecision:
         return replace(self, revision=self.revision + 1, change=uuid.uuid4().hex, **changes)
 
 
