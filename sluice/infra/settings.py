@@ -60,6 +60,9 @@ class TraceSettings(Section):
     backend: Literal["mlflow", "langfuse"] = "mlflow"
     experiment: str = Field("production-traces", description="MLflow experiment that holds the traces")
     settle_s: float = Field(2.0, ge=0, description="seconds that a trace must be quiet before it is harvested")
+    judge_score: str = Field(
+        "judge", description="name of the score, 0 to 1, that an online judge writes to traces; a rollout compares it"
+    )
 
 
 class VectorSettings(Section):
@@ -98,6 +101,8 @@ class ServingSettings(Section):
     max_loras: int = Field(4, ge=1, description="adapters that one server holds at once")
     max_lora_rank: int = Field(16, ge=1, description="largest rank of an adapter that the server takes")
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: vLLM's key-value cache, whole GiB")
+    input_price: float = Field(1.0, ge=0, description="price of a million prompt tokens, in any currency")
+    output_price: float = Field(4.0, ge=0, description="price of a million tokens of answers, in the same currency")
 
 
 class JudgeSettings(Section):

@@ -74,7 +74,9 @@ class AnalysisPolicy(Section):
     false_rollback: float = Field(0.01, gt=0, lt=0.5, description="chance that a release as good as stable fails")
     false_pass: float = Field(0.05, gt=0, lt=0.5, description="chance that a metric passes that is worse by its margin")
     requests_per_session: int = Field(
-        0, ge=0, description="so many of a session's requests count, the first ones, since they resemble each other; 0: all"
+        0,
+        ge=0,
+        description="so many of a session's requests count, the first ones, since they resemble each other; 0: all",
     )
     metrics: dict[str, MetricPolicy] = Field(min_length=1)
 
