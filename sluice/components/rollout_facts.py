@@ -55,6 +55,7 @@ def gather(settings: Settings, release: str = "") -> RolloutFacts:
         slots=_slots(settings),
         lease=_lease(folder),
         cool_down=store.cool_down(),
+        analysed=_written(folder, chosen) if chosen and chosen.analysis else None,
         undelivered=undelivered,
         webhook=events.trouble if events and settings.events.url else "",
     )
@@ -92,6 +93,14 @@ def _chosen(states: tuple[RolloutState, ...], release: str) -> RolloutState | No
     if release:
         return next((one for one in states if one.release == release), None)
     return next((one for one in reversed(states) if not one.ended), states[-1] if states else None)
+
+
+def _written(folder: Path, state: RolloutState) -> float | None:
+    """When the controller last wrote the state: with every analysis."""
+    try:
+        return (folder / f"{hex_of(state.release)}.json").stat().st_mtime
+    except OSError:
+        return None
 
 
 def _gateway(settings: Settings) -> tuple[RouteState | None, tuple[str, ...], dict[str, int], str]:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from sluice.infra.progress import duration_text
 from sluice.serving.analysis import MetricResult
 from sluice.serving.interval_scale import SAME, difference_text, interval_text, place_of
 from sluice.serving.metrics import LIVE_METRICS
@@ -67,13 +66,14 @@ def metric_chart(state: RolloutState, name: str) -> str:
     end = ""
     if place.middle is not None:
         end = f'<i class="dot" style="left:{series[-1][0]:.2%};bottom:{place.middle:.2%}"></i>'
-    about = LIVE_METRICS[name]
+    noun = LIVE_METRICS[name].noun
+    about = "" if noun == title(name).lower() else f"{noun}: "
     tone = last.verdict if last.gating else "shown"
     word = f"{MARKS[last.verdict]} {last.verdict}" if last.gating else f"({last.verdict}, not deciding)"
     return (
         f'<div class="metric {tone}"><h3>{escape(title(name))} <span class="word">{word}</span></h3>'
-        f'<p class="quiet">{escape(about.noun)}: {_difference(last)}; '
-        f"fails above {_bound(last, last.bound_fail)}, passes below {_bound(last, last.bound_margin)}</p>"
+        f'<p class="quiet">{escape(about)}{_difference(last)}; '
+        f"fails above {difference_text(last, last.bound_fail)}, passes below {difference_text(last, last.bound_margin)}</p>"
         f'<div class="chart">{_svg(drawn, f"{title(name)} over time")}{end}{_axis(lasted)}</div></div>'
     )
 
@@ -95,10 +95,6 @@ def _difference(metric: MetricResult) -> str:
     if metric.estimate is None:
         return "no data"
     return f"{difference_text(metric, metric.estimate)} ({interval_text(metric)})"
-
-
-def _bound(metric: MetricResult, value: float) -> str:
-    return difference_text(metric, value)
 
 
 def _unbroken(series: Sequence[tuple[float, MetricResult]]) -> Iterable[list[tuple[float, MetricResult]]]:
@@ -125,7 +121,16 @@ def _axis(lasted: float) -> str:
     step = next((step for step in _STEPS_S if lasted / step <= _TICKS), math.ceil(lasted / _TICKS / 86400) * 86400)
     count = int(lasted / step)
     ticks = [number * step for number in range(count + 1) if number * step <= lasted * 0.97]
-    return "".join(f'<b class="x" style="left:{tick / lasted:.2%}">{duration_text(tick) if tick else "0"}</b>' for tick in ticks)
+    return "".join(f'<b class="x" style="left:{tick / lasted:.2%}">{_tick(tick)}</b>' for tick in ticks)
+
+
+def _tick(seconds: int) -> str:
+    """0, 30 s, 1:30 min, 2:15 h, 3 d."""
+    if seconds < 60:
+        return f"{seconds} s" if seconds else "0"
+    if seconds < 3600:
+        return f"{seconds // 60}:{seconds % 60:02d} min"
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d} h" if seconds < 172800 else f"{seconds / 86400:g} d"
 
 
 def _svg(drawn: str, label: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sluice.serving.analysis import AnalysisResult
 from sluice.serving.policy import RolloutPolicy, StepPolicy
 from sluice.serving.rollout_state import RolloutState
 from sluice.serving.rollout_store import CoolDown
@@ -35,8 +36,9 @@ class TimeLeft:
 class RolloutFacts:
     """`rollout` is the one under way, else the latest; `states` are all, latest change last. `policy` is the one that
     the rollout runs by. `gateway` says why the routes are not known, empty when they are; `drift` how the data plane
-    differs from them. `active` counts requests by release, `slots` are (used, all) places for adapters. Times in
-    seconds since the epoch."""
+    differs from them. `active` counts requests by release, `slots` are (used, all) places for adapters. `analysed` is
+    when its figures were last looked at, `undelivered` events wait for the webhook, whose trouble is `webhook`. Times
+    in seconds since the epoch."""
 
     application: str
     now: float
@@ -50,6 +52,7 @@ class RolloutFacts:
     slots: tuple[int, int] | None = None
     lease: LeaseFacts = LeaseFacts()
     cool_down: CoolDown | None = None
+    analysed: float | None = None
     undelivered: int = 0
     webhook: str = ""
 
@@ -82,6 +85,15 @@ class RolloutFacts:
             return TimeLeft(max(self.policy.bake_s - spent, 0), None)
         return TimeLeft()
 
+    def samples(self) -> tuple[int, int] | None:
+        """The canary's requests in the running step, and how many it needs at least; None outside of a step."""
+        state = self.rollout
+        if state is None or state.phase != "holding" or self.step is None or state.analysis is None:
+            return None
+        before = [event.analysis for event in state.events if event.analysis is not None and event.time <= state.since]
+        seen = _requests(state.analysis) - (_requests(before[-1]) if before else 0)
+        return max(seen, 0), self.step.minimum.requests
+
     def cooling_s(self) -> float:
         """Seconds in which no other rollout begins."""
         if self.cool_down is None or self.cool_down.ended_by:
@@ -101,7 +113,13 @@ class RolloutFacts:
             "under_way": self.under_way,
             "rollout": self.rollout.to_json() if self.rollout else None,
             "time_left": vars(left),
+            "samples": self.samples(),
             "lease": vars(self.lease),
             "cool_down": {**vars(self.cool_down), "left_s": cooling} if self.cool_down else None,
             "events": {"undelivered": self.undelivered, "trouble": self.webhook},
         }
+
+
+def _requests(analysis: AnalysisResult) -> int:
+    """Of the canary: each gives one value of every metric that the gateway knows, where it applies."""
+    return max((one.canary_n for one in analysis.metrics), default=0)

@@ -87,6 +87,9 @@ class RolloutView:
         lines.append(Text(f"       {'paused: it keeps this share, and is watched' if state.paused else PHASES[state.phase]}"))
         if facts.policy is not None:
             lines.append(self._steps(state))
+        if (samples := facts.samples()) is not None:
+            seen, needed = samples
+            lines.append(Text.assemble("asked  ", _bar(min(100 * seen // needed, 100), 24, "cyan"), f"  {seen} of {needed} requests"))
         if facts.under_way and (left := self._time(state)):
             lines.append(Text(left))
         if facts.under_way and not facts.lease.held:
@@ -163,8 +166,8 @@ def metrics_table(analysis: AnalysisResult, width: int) -> RenderableType:
     """Each metric with its interval on the scale of `interval_scale`; narrower terminals get fewer columns."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("metric", no_wrap=True)
-    table.add_column("canary", justify="right")
-    table.add_column("stable", justify="right")
+    table.add_column("n canary", justify="right")
+    table.add_column("n stable", justify="right")
     if width >= _NARROW:
         table.add_column("difference", justify="right", no_wrap=True)
     plot = 26 if width < _NARROW else 34 if width < _WIDE else 48
@@ -220,6 +223,11 @@ def _scale(width: int) -> str:
 def _verdict(metric: MetricResult) -> Text:
     mark, style = MARKS[metric.verdict]
     return Text(f"{mark} {metric.verdict}", style=style) if metric.gating else Text(f"({mark} {metric.verdict})", style="dim")
+
+
+def event_line(event: RolloutEvent) -> Text:
+    """An event as one line, where there is no terminal to draw on."""
+    return Text("  ").join([cell for cell in _event(event) if isinstance(cell, Text)])
 
 
 def _event(event: RolloutEvent) -> tuple[RenderableType, ...]:
