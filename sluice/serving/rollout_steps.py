@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from sluice.infra.errors import ConflictError, IntegrityError, UnavailableError
 from sluice.infra.progress import Report
@@ -11,13 +12,13 @@ from sluice.provenance.canonical import short
 from sluice.serving.analysis import AnalysisResult
 from sluice.serving.control import Order
 from sluice.serving.errand import Errand
-from sluice.serving.policy import Minimum, RolloutPolicy, ShadowPolicy, StepPolicy
+from sluice.serving.policy import Minimum, RolloutPolicy, StepPolicy
 from sluice.serving.probes import ProbeReport
 from sluice.serving.rollout_interfaces import Clock, Recorder, Sources
 from sluice.serving.rollout_journal import Journal
-from sluice.serving.rollout_state import Phase, RolloutState
+from sluice.serving.rollout_state import EventKind, Phase, RolloutState
 from sluice.serving.rollout_store import RolloutStore
-from sluice.serving.rollout_watch import Watch, shadow_policy
+from sluice.serving.rollout_watch import Watch, shadow_policy, verdict_of
 from sluice.serving.routes import Router, RouteState, StaleToken
 
 TICK_S = 0.25
@@ -137,11 +138,14 @@ class Steps:
         if watch is None:
             return None
         trip = watch.look()
-        if trip is None and self._clock.monotonic() >= self._next_check:
+        if trip is not None:
+            self._result = verdict_of(trip, self._result)
+        elif self._clock.monotonic() >= self._next_check:
             self._analyse(watch)
-        if trip is None and self._result is not None and self._result.verdict == "fail":
-            return End(True, self._result.sentence)
-        return End(True, trip) if trip else None
+        if self._result is None or self._result.verdict != "fail":
+            return None
+        self._journal.state = replace(self._state, analysis=self._result)
+        return End(True, self._result.sentence)
 
     def _watching(self) -> Watch | None:
         """The watch of this phase: of the shadow, then of users' requests; None while the canary is asked nothing."""
@@ -171,13 +175,15 @@ class Steps:
         now = self._clock.monotonic()
         self._next_check = now + self._policy.check_interval_s
         state = self._state
-        limits = self._policy.shadow if state.phase == "shadowing" else self._step
-        assert limits is not None
-        minimum = Minimum(requests=limits.requests) if isinstance(limits, ShadowPolicy) else limits.minimum
+        shadow = self._policy.shadow if state.phase == "shadowing" else None
+        minimum = Minimum(requests=shadow.requests) if shadow else self._step.minimum
         self._result = result = watch.analyse(minimum, state.since)
+        if result.verdict == "fail" or state.phase == "raising":
+            # Users go first; and between two steps there is nothing to wait for.
+            return
         said = (state.phase, state.step, result.verdict, *((one.name, one.verdict) for one in result.metrics))
         if said != self._shown or now >= self._next_shown:
-            self._shown, self._next_shown = said, now + max(30.0, limits.maximum_time_s / _LOOKS)
+            self._shown, self._next_shown = said, now + max(30.0, (shadow or self._step).maximum_time_s / _LOOKS)
             self._journal.try_save("look", result.sentence, verdict=result.verdict, analysis=result)
         self._journal.keep(analysis=result)
 
@@ -259,13 +265,17 @@ class Steps:
             sentence = f"Asked {wanted.shadow}% of what {state.stable.served_name} is asked; nobody sees the answers."
             self._enter("shadowing", "shadow", sentence, shadow=wanted.shadow, begun=before, since=before)
             return None
-        result, watch = self._result, self._watch
-        if result is None or watch is None:
+        watch = self._watch
+        if watch is None:
             return None
-        if watch.requests >= shadow.requests or state.ordered is not None:
-            self._enter("raising", "pass", f"{watch.requests} answers in the shadow: {result.sentence}")
-            return None
-        return self._timed_out()
+        if watch.requests < shadow.requests and state.ordered is None:
+            return self._timed_out()
+        self._analyse(watch)
+        if self._result is not None and self._result.verdict == "fail":
+            return End(True, self._result.sentence)
+        sentence = f"{watch.requests} answers in the shadow, and none of their rates failed."
+        self._enter("raising", "pass", sentence, verdict="pass", analysis=self._result)
+        return None
 
     def _raise(self) -> End | None:
         state, wanted = self._state, self._wanted()
@@ -379,10 +389,10 @@ class Steps:
             return self._changed(self._router.state())
         return None
 
-    def _enter(self, phase: Phase, kind: str, sentence: str, **changes: object) -> None:
+    def _enter(self, phase: Phase, kind: EventKind, sentence: str, **changes: Any) -> None:
         """Go to a phase, or begin one anew: its time starts now, and its figures are still to come."""
-        self._journal.save(kind, sentence, phase=phase, spent_s=0.0, **changes)  # type: ignore[arg-type]
-        self._result, self._next_check, self._errand = None, 0.0, None
+        self._journal.save(kind, sentence, phase=phase, spent_s=0.0, **changes)
+        self._result, self._errand = None, None
         if self._watch is not None and phase == "holding":
             self._watch.count_from(self._state.since)
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sluice.infra.errors import UnavailableError
-from sluice.serving.analysis import Analysis, AnalysisResult
+from sluice.serving.analysis import Analysis, AnalysisResult, Conviction
 from sluice.serving.errand import Errand
 from sluice.serving.metrics import LIVE_METRICS, Source
 from sluice.serving.observations import Observed, Sample, SampleSource
 from sluice.serving.policy import AnalysisPolicy, Minimum, TripPolicy
 from sluice.serving.rollout_interfaces import Clock
-from sluice.serving.trip import tripped
+from sluice.serving.trip import Trip, tripped
 
 REQUESTS = "error_rate"
 """The metric of which every request gives one value: by it requests are counted."""
@@ -82,7 +82,8 @@ class Watch:
         self._canary, self._stable = canary, stable
         self._trip = trip
         self._clock = clock
-        self._analysis = Analysis(analysis, canary, stable)
+        gating = any(limits.gating for limits in analysis.metrics.values())
+        self._analysis = Analysis(analysis, canary, stable) if gating else None
         self._fast = Reading(fast, canary, stable, since, clock)
         self._slow = Reading(slow, canary, stable, since, clock) if slow is not None else None
         self._errand: Errand[Observed] | None = None
@@ -92,14 +93,15 @@ class Watch:
         self._missing_fast: Mapping[str, str] = {}
         self._missing_slow: Mapping[str, str] = {}
         self._from = since
+        self._idle = clock.now()
         self.requests = 0
 
     def count_from(self, since: float) -> None:
         """Count the canary's requests from here on."""
         self._from, self.requests = since, 0
 
-    def look(self) -> str | None:
-        """Read what is fast to read. Why the rollout must end at once, or None."""
+    def look(self) -> Trip | None:
+        """Read what is fast to read. What ends the rollout at once, or None."""
         try:
             observed = self._fast.read()
         except UnavailableError as error:
@@ -114,11 +116,18 @@ class Watch:
                 self.requests += sample.release == self._canary and sample.known >= self._from
         while self._recent and not 0 <= now - self._recent[0].known <= self._trip.within_s:
             self._recent.popleft()
-        return tripped(replace(observed, samples=tuple(self._recent)), self._trip, self._canary, self._stable, now)
+        if not observed.active.get(self._canary):
+            self._idle = now
+        # Silent is only who was asked: with nothing to answer, the time of the last answer says nothing.
+        finished = {**observed.finished, self._canary: max(self._idle, observed.finished.get(self._canary, 0.0))}
+        recent = replace(observed, samples=tuple(self._recent), finished=finished)
+        return tripped(recent, self._trip, self._canary, self._stable, now)
 
     def analyse(self, minimum: Minimum, since: float) -> AnalysisResult:
         """What all figures say by now; `since` begins the running step, for its minimum."""
         self._read_slow()
+        if self._analysis is None:
+            return AnalysisResult("inconclusive", "Nothing but the trip decides here.", ())
         self._analysis.add(sorted(self._pending, key=lambda sample: sample.known))
         self._pending.clear()
         return self._analysis.result(minimum, since=since, missing=self.missing)
@@ -158,6 +167,14 @@ def shadow_policy(policy: AnalysisPolicy) -> AnalysisPolicy:
         if (LIVE_METRICS[name].kind, LIVE_METRICS[name].source) == ("rate", "gateway")
     }
     return policy.model_copy(update={"metrics": rates})
+
+
+def verdict_of(trip: Trip, last: AnalysisResult | None) -> AnalysisResult:
+    """The trip as an analysis: what the last one said of the metrics, and the requests that convict the release."""
+    convicting = tuple(
+        Conviction(one.request_id, one.session, one.metric, one.value, one.detail, one.known) for one in trip.requests
+    )
+    return AnalysisResult("fail", trip.sentence, last.metrics if last else (), convicting)
 
 
 def _all_missing(source: Source, sentence: str) -> dict[str, str]:
