@@ -336,8 +336,8 @@ def _explain(error: ValidationError, file: Path) -> str:
 
 
 def _shown(field: str, value: object) -> str:
-    """The value for a message. A whole section may hold a secret, and so may a misspelt field. Whoever knows the address
-    of a chat's webhook can write there."""
+    """The value for a message. A whole section may hold a secret, and so may a misspelt field; a chat's address is
+    one."""
     if field == "events.url" or re.search("secret|key|password|token|auth", field.rpartition(".")[2], re.IGNORECASE):
         return "(hidden)"
     return repr(value) if isinstance(value, str | int | float | None) else f"(a {type(value).__name__})"

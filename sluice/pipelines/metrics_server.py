@@ -39,7 +39,8 @@ def metrics_server(port: int, text: Callable[[], str]) -> ThreadingHTTPServer:
         return ThreadingHTTPServer((LOOPBACK, port), Handler)
     except OSError as error:
         raise UnavailableError(
-            f"Port {port} of {LOOPBACK} cannot be opened: {error.strerror or error}.", hint="Choose another --serve PORT."
+            f"Port {port} of {LOOPBACK} cannot be opened: {error.strerror or error}.",
+            hint="Choose another --serve PORT.",
         ) from error
 
 

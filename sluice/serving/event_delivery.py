@@ -19,12 +19,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sluice.infra.errors import SluiceError
 from sluice.infra.webhook_signature import signature_of
 from sluice.serving.durable import replace_file
 from sluice.serving.rollout_events import event_id, message
 from sluice.serving.rollout_state import RolloutEvent, RolloutState
+
+if TYPE_CHECKING:
+    import httpx
 
 TIMEOUT_S = 5.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
@@ -43,7 +47,7 @@ class Webhook:
 
 @dataclass(frozen=True)
 class DeliveryState:
-    """What was delivered: the last event's id by release. `trouble` says what went wrong last, empty when nothing did."""
+    """What was delivered: the last event's id by release. `trouble` says what went wrong last, empty for nothing."""
 
     last: dict[str, str]
     trouble: str = ""
@@ -83,7 +87,7 @@ class WebhookEvents:
         self._webhook = webhook
         self._path = path
         self._stored = stored
-        self._post = post or _post
+        self._post = post or _Client()
         self._pause = pause or _pause
         self._changed = threading.Condition()
         self._latest: dict[str, RolloutState] = {}
@@ -92,7 +96,9 @@ class WebhookEvents:
         self._closed = False
         if read_delivery(path) is None:
             # By their last event, not by the clock, which may jump.
-            self._keep(DeliveryState({one.release: event_id(one, one.events[-1]) for one in self._read() if one.events}))
+            self._keep(
+                DeliveryState({one.release: event_id(one, one.events[-1]) for one in self._read() if one.events})
+            )
 
     def emit(self, event: RolloutEvent, state: RolloutState) -> None:
         """Note that there is something to tell. Takes microseconds and never raises."""
@@ -172,28 +178,35 @@ class WebhookEvents:
             headers["authorization"] = self._webhook.authorization
         try:
             status = self._post(self._webhook.url, body, headers)
-        except Exception as error:
-            # Whatever it is: a webhook never ends the thread that tells of rollbacks.
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread that tells of rollbacks goes on
             return 0, f"no answer ({type(error).__name__})"
         return status, "" if 200 <= status < 300 else f"HTTP {status}"
 
     def _keep(self, delivered: DeliveryState) -> None:
         try:
             replace_file(self._path, json.dumps(asdict(delivered)))
-        except SluiceError:
+        except (SluiceError, OSError):
             # A full disk: what was told is told again by a later process, which is allowed.
             return
 
 
-def _post(url: str, body: bytes, headers: dict[str, str]) -> int:
-    import httpx
+class _Client:
+    """Posts over one kept connection, opened at the first call; redirects are not followed."""
 
-    return httpx.post(url, content=body, headers=headers, timeout=TIMEOUT_S, follow_redirects=False).status_code
+    def __init__(self) -> None:
+        self._http: httpx.Client | None = None
+
+    def __call__(self, url: str, body: bytes, headers: dict[str, str]) -> int:
+        import httpx
+
+        if self._http is None:
+            self._http = httpx.Client(timeout=TIMEOUT_S, follow_redirects=False)
+        return self._http.post(url, content=body, headers=headers).status_code
 
 
 def _pause(attempt: int) -> float:
     """Seconds before the next attempt: doubling, spread so that many senders do not come at once."""
-    return float(min(FIRST_PAUSE_S * 2**min(attempt, 20), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25))
+    return float(min(FIRST_PAUSE_S * 2 ** min(attempt, 20), LONGEST_PAUSE_S) * random.uniform(0.75, 1.25))
 
 
 def _key(secret: str) -> bytes:

@@ -19,8 +19,8 @@ _SMALLEST = 0.1
 
 @dataclass(frozen=True)
 class Place:
-    """A metric's marks as shares of the width, 0 to 1: it fails beyond `fail`, passes before `margin`. `low`, `middle` and `high` are None without data; `cut_low` and
-    `cut_high`: the interval goes on beyond the edge."""
+    """A metric's marks as shares of the width, 0 to 1: it fails beyond `fail` and passes before `margin`. `low`,
+    `middle` and `high` are None without data; `cut_low` and `cut_high`: the interval goes on beyond the edge."""
 
     fail: float
     margin: float

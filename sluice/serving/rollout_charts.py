@@ -45,7 +45,9 @@ def weight_chart(state: RolloutState) -> str:
     grid = "".join(f'<line class="grid" x1="0" x2="100" y1="{100 - y}" y2="{100 - y}"/>' for y in (0, 25, 50, 75, 100))
     drawn = f'{grid}<polygon class="area" points="{_points(area)}"/><polyline class="line" points="{_points(line)}"/>'
     labels = "".join(f'<b class="y" style="bottom:{y}%">{y}%</b>' for y in (0, 50, 100))
-    return f'<div class="chart tall">{_svg(drawn, "share of the sessions over time")}{labels}{marks}{_axis(lasted)}</div>'
+    return (
+        f'<div class="chart tall">{_svg(drawn, "share of the sessions over time")}{labels}{marks}{_axis(lasted)}</div>'
+    )
 
 
 def metric_chart(state: RolloutState, name: str) -> str:
@@ -67,13 +69,14 @@ def metric_chart(state: RolloutState, name: str) -> str:
     if place.middle is not None:
         end = f'<i class="dot" style="left:{series[-1][0]:.2%};bottom:{place.middle:.2%}"></i>'
     noun = LIVE_METRICS[name].noun
+    fails, passes = (difference_text(last, bound) for bound in (last.bound_fail, last.bound_margin))
     about = "" if noun == title(name).lower() else f"{noun}: "
     tone = last.verdict if last.gating else "shown"
     word = f"{MARKS[last.verdict]} {last.verdict}" if last.gating else f"({last.verdict}, not deciding)"
     return (
         f'<div class="metric {tone}"><h3>{escape(title(name))} <span class="word">{word}</span></h3>'
         f'<p class="quiet">{escape(about)}{_difference(last)}; '
-        f"fails above {difference_text(last, last.bound_fail)}, passes below {difference_text(last, last.bound_margin)}</p>"
+        f"fails above {fails}, passes below {passes}</p>"
         f'<div class="chart">{_svg(drawn, f"{title(name)} over time")}{end}{_axis(lasted)}</div></div>'
     )
 
@@ -112,7 +115,7 @@ def _unbroken(series: Sequence[tuple[float, MetricResult]]) -> Iterable[list[tup
 
 
 def _window(state: RolloutState) -> tuple[float, float]:
-    """Begin (epoch seconds) and length (seconds) of what is drawn. A clock that jumped back bends lines, nothing more."""
+    """Begin (epoch seconds) and length (seconds) of what is drawn. A clock that jumped back bends lines, no more."""
     times = [event.time for event in state.events]
     return times[0], max(max(times) - times[0], 1.0)
 

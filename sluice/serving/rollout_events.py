@@ -55,6 +55,13 @@ def cloud_event(application: str, state: RolloutState, event: RolloutEvent) -> d
     }
 
 
+def _figures(event: RolloutEvent) -> list[dict[str, Any]]:
+    """Each metric that the event was decided on; not the requests behind it."""
+    metrics = event.analysis.metrics if event.analysis else ()
+    names = ("name", "gating", "verdict", "estimate", "low", "high", "canary_n", "stable_n")
+    return [{name: getattr(one, name) for name in names} for one in metrics]
+
+
 def slack_message(application: str, state: RolloutState, event: RolloutEvent) -> dict[str, str]:
     """`{"text": ...}`, as incoming webhooks of Slack and of what imitates it take it."""
     by = f" ({event.actor})" if event.actor else ""

@@ -15,7 +15,7 @@ from sluice.serving.routes import RouteState
 
 @dataclass(frozen=True)
 class LeaseFacts:
-    """Who moves the weights. `holder` is who took the lease last, `held` whether it still has it, `waiting` who is next."""
+    """Who moves the weights. `holder` took the lease last, `held`: it still has it; `waiting` are those next."""
 
     holder: str = ""
     token: int = 0

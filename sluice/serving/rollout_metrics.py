@@ -1,7 +1,7 @@
 """The rollouts as metrics for Prometheus, in its text format 0.0.4.
 
-Times are exported as moments, not as ages, as Prometheus advises: `time() - sluice_rollout_last_analysis_timestamp_seconds`
-is the age, also when whoever writes this has stopped. Source: https://prometheus.io/docs/instrumenting/exposition_formats/
+Times are exported as moments and not as ages, so that `time() - sluice_rollout_last_analysis_timestamp_seconds` is the
+age also when whoever writes this has stopped. Source: https://prometheus.io/docs/instrumenting/exposition_formats/
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import get_args
 
 from sluice.serving.analysis import Verdict
 from sluice.serving.rollout_facts import RolloutFacts
-from sluice.serving.rollout_state import ENDS, Phase
+from sluice.serving.rollout_state import EventKind, Phase
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_OUTCOMES: dict[str, EventKind] = {"promoted": "promote", "failed": "fail", "withdrawn": "withdraw"}
 
 Value = tuple[Mapping[str, str], float]
 
@@ -39,7 +41,9 @@ def exposition(facts: RolloutFacts) -> str:
             lines.append(f"# HELP {family.name} {_help(family.help)}")
             lines.append(f"# TYPE {family.name} {family.kind}")
             for labels, value in family.values:
-                lines.append(f"{family.name}{{{_labels({'application': facts.application, **labels})}}} {_number(value)}")
+                lines.append(
+                    f"{family.name}{{{_labels({'application': facts.application, **labels})}}} {_number(value)}"
+                )
     return "\n".join([*lines, ""])
 
 
@@ -57,9 +61,7 @@ def families(facts: RolloutFacts) -> Iterator[Family]:
             "sluice_rollout_gateway_drift", "Ways in which the data plane differs from what was decided.",
             [({}, len(facts.drift))],
         )  # fmt: skip
-    yield _gauge(
-        "sluice_rollout_lease_held", "Whether a controller is at work.", [({}, facts.lease.held)]
-    )
+    yield _gauge("sluice_rollout_lease_held", "Whether a controller is at work.", [({}, facts.lease.held)])
     yield _gauge("sluice_rollout_fencing_token", "Token of the latest controller.", [({}, facts.lease.token)])
     yield _gauge("sluice_rollout_under_way", "Whether a rollout is under way.", [({}, facts.under_way)])
     yield _gauge("sluice_rollout_waiting", "Rollouts that wait for their turn.", [({}, len(facts.lease.waiting))])
@@ -67,10 +69,12 @@ def families(facts: RolloutFacts) -> Iterator[Family]:
         "sluice_rollout_cool_down_timestamp_seconds", "Until when no other rollout begins.",
         [({}, facts.cool_down.until)] if facts.cool_down and not facts.cool_down.ended_by else [],
     )  # fmt: skip
-    ends = Counter(state.phase for state in facts.states if state.phase in ENDS)
-    yield _counter("sluice_rollouts_total", "Rollouts that ended, by how.", [({"outcome": end}, ends[end]) for end in ENDS])
-    backs = sum(event.kind == "rollback" for state in facts.states for event in state.events)
-    yield _counter("sluice_rollout_rollbacks_total", "Times that all users went back to stable.", [({}, backs)])
+    # By events, which only grow: a withdrawn rollout may begin again.
+    told = Counter(event.kind for state in facts.states for event in state.events)
+    outcomes = [({"outcome": outcome}, told[kind]) for outcome, kind in _OUTCOMES.items()]
+    yield _counter("sluice_rollouts_total", "Rollouts that ended, by how.", outcomes)
+    backs = [({}, told["rollback"])]
+    yield _counter("sluice_rollout_rollbacks_total", "Times that all users went back to stable.", backs)
     yield _gauge("sluice_rollout_events_undelivered", "Events that wait for the webhook.", [({}, facts.undelivered)])
     yield from _current(facts)
 
@@ -110,7 +114,9 @@ def _current(facts: RolloutFacts) -> Iterator[Family]:
         ("low", "Lower end of its always-valid interval."),
         ("high", "Upper end of its always-valid interval."),
     ):
-        known = [({**release, "metric": one.name}, value) for one in results if (value := getattr(one, name)) is not None]
+        known = [
+            ({**release, "metric": one.name}, value) for one in results if (value := getattr(one, name)) is not None
+        ]
         yield _gauge(f"sluice_rollout_metric_{name}", help_text, known)
     limits = [({**release, "metric": one.name}, one.bound_margin) for one in results]
     yield _gauge("sluice_rollout_metric_margin", "It passes when its interval ends below.", limits)

@@ -26,8 +26,8 @@ _TONES = {"promoted": "pass", "failed": "fail", "failing": "fail", "withdrawn": 
 
 @dataclass(frozen=True)
 class PageFacts:
-    """What the page needs beside the rollout itself. `traces` leads from a request's id to its trace's, and `pages` from
-    a trace's id to its page; `version` names the release for people, `version_page` is where it is described."""
+    """What the page needs beside the rollout. `traces` leads from a request's id to its trace's, `pages` from a trace's
+    id to its page; `version` names the release for people, `version_page` is where it is described."""
 
     application: str
     version: str = ""
@@ -137,9 +137,9 @@ def _figures(metric: MetricResult) -> str:
     chance = f"{metric.p_fail:.1e}" if metric.p_fail < 0.001 else f"{metric.p_fail:.3f}"
     return (
         f"{metric.canary_n:,} values of the canary were compared with {metric.stable_n:,} of stable from the same "
-        f"moments. The difference is {difference_text(metric, metric.estimate)}, by an interval that holds however often "
-        f"one looks {interval_text(metric)}; allowed is {difference_text(metric, metric.bound_fail)}. A release that "
-        f"keeps within that would look like this with a chance of at most {chance}."
+        f"moments. The difference is {difference_text(metric, metric.estimate)}, by an interval that holds however "
+        f"often one looks {interval_text(metric)}; allowed is {difference_text(metric, metric.bound_fail)}. A release "
+        f"that keeps within that would look like this with a chance of at most {chance}."
     )
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from sluice.serving.rollout_facts import RolloutFacts
     from sluice.serving.rollout_state import RolloutState
 
-release_app = typer.Typer(no_args_is_help=True, help="Watch the rollout under way, steer it or end it; see earlier ones.")
+release_app = typer.Typer(
+    no_args_is_help=True, help="Watch the rollout under way, steer it, end it."
+)
 
 _START = "`sluice approve VERSION` starts one; `sluice release history` lists those before."
 _INTERVAL_S = 0.5
@@ -127,7 +129,9 @@ def abort(
 
 @release_app.command("history")
 def history(
-    release: Annotated[str, typer.Argument(metavar="[RELEASE]", help="Only this one: digest, first digits or name")] = "",
+    release: Annotated[
+        str, typer.Argument(metavar="[RELEASE]", help="Only this one: digest or name")
+    ] = "",
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the timeline of RELEASE as a page that needs no network")
     ] = None,
@@ -154,8 +158,8 @@ def history(
     show_table(
         "rollouts",
         ["release", "begun", "took", "outcome", "highest", "by", "worst metric", "why"],
-        [[r["name"], _clock(r["begun"]), r["took"], r["outcome"], f"{r['highest']}%", ", ".join(r["by"]), r["worst"], r["why"]]
-         for r in rows],
+        [[row["name"], _clock(row["begun"]), row["took"], row["outcome"], f"{row['highest']}%", ", ".join(row["by"]),
+          row["worst"], row["why"]] for row in rows],
     )  # fmt: skip
 
 
@@ -191,7 +195,8 @@ def drift(
 @release_app.command("metrics")
 def metrics(
     file: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Replace this file whole: for node_exporter's textfile collector")
+        Path | None,
+        typer.Option(metavar="PATH", help="Replace this file: for node_exporter's textfile collector"),
     ] = None,
     serve: Annotated[int, typer.Option(metavar="PORT", min=0, max=65535, help="Answer Prometheus at 127.0.0.1")] = 0,
 ) -> None:

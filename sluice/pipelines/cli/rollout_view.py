@@ -1,7 +1,7 @@
-"""A rollout on a terminal: who answers whom, where it stands, and how every metric looks. Colour is never the only sign.
+"""A rollout on a terminal: who answers whom, where it stands, how every metric looks. Colour is never the only sign.
 
-    metric        canary  stable   difference                  │ as stable   ┆ fails above   ║ margin
-    error rate         7      16   +1.2 pts (-3.0 to +5.1)   ──●──│──         ┆              ║         ? inconclusive
+metric        canary  stable   difference                  │ as stable   ┆ fails above   ║ margin
+error rate         7      16   +1.2 pts (-3.0 to +5.1)   ──●──│──         ┆              ║         ? inconclusive
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ PHASES = {
     "failing": "everybody is back on stable; about to be recorded",
     "failed": "everybody is back on stable, and it may not rise again",
 }  # fmt: skip
+PAUSED = "paused: it keeps this share, is compared with stable, and is rolled back if it fails"
 LEGEND = (
     "│ as stable   ┆ fails when all of the interval is right of it   ║ passes when all is left of it   "
     "( ) shown, not deciding"
@@ -84,18 +85,20 @@ class RolloutView:
         lines: list[RenderableType] = [
             Text.assemble("rollout of ", (state.target.served_name, "bold"), "  ", (state.phase, "bold"))
         ]
-        lines.append(Text(f"       {'paused: it keeps this share, and is watched' if state.paused else PHASES[state.phase]}"))
+        lines.append(Text(f"       {PAUSED if state.paused else PHASES[state.phase]}"))
         if facts.policy is not None:
             lines.append(self._steps(state))
         if (samples := facts.samples()) is not None:
             seen, needed = samples
-            lines.append(Text.assemble("asked  ", _bar(min(100 * seen // needed, 100), 24, "cyan"), f"  {seen} of {needed} requests"))
+            bar = _bar(min(100 * seen // needed, 100), 24, "cyan")
+            lines.append(Text.assemble("asked  ", bar, f"  {seen} requests in this step, at least {needed}"))
         if facts.under_way and (left := self._time(state)):
             lines.append(Text(left))
         if facts.under_way and not facts.lease.held:
-            lines.append(Text("! No controller is at work: `sluice run release` goes on, users stay where they are.", style="yellow"))
+            lines.append(Text("! No controller is at work: users stay as they are; run the release again.", "yellow"))
         if state.reason:
-            lines.append(Text(f"{_why(state)}: {state.reason}", style="red" if state.phase.startswith("fail") else "yellow"))
+            failed = state.phase in ("failing", "failed")
+            lines.append(Text(f"{'Why it failed' if failed else 'Why'}: {state.reason}", "red" if failed else "yellow"))
         elif state.analysis is not None and facts.under_way:
             mark, style = MARKS[state.analysis.verdict]
             lines.append(Text(f"{mark} {state.analysis.verdict}: {state.analysis.sentence}", style=style))
@@ -128,7 +131,8 @@ class RolloutView:
         left = self._facts.time_left()
         parts = []
         if left.passes is not None:
-            parts.append("it may pass now" if left.passes == 0 else f"passes in {duration_text(left.passes)} at the earliest")
+            earliest = f"passes in {duration_text(left.passes)} at the earliest"
+            parts.append(earliest if left.passes else "passes as soon as the figures say so")
         if left.ends is not None:
             parts.append(f"ended in {duration_text(left.ends)} if still undecided")
         return f"time   {', '.join(parts)}" if parts else ""
@@ -150,7 +154,9 @@ class RolloutView:
             notes.append(f"The gateway does not answer: {facts.gateway}")
         if facts.cooling_s():
             assert facts.cool_down is not None
-            notes.append(f"Cool-down: no other rollout begins for {duration_text(facts.cooling_s())} ({facts.cool_down.reason})")
+            notes.append(
+                f"Cool-down: no other rollout begins for {duration_text(facts.cooling_s())} ({facts.cool_down.reason})"
+            )
         if facts.lease.waiting:
             notes.append(f"Waiting for their turn: {', '.join(facts.lease.waiting)}")
         if facts.webhook:
@@ -222,7 +228,11 @@ def _scale(width: int) -> str:
 
 def _verdict(metric: MetricResult) -> Text:
     mark, style = MARKS[metric.verdict]
-    return Text(f"{mark} {metric.verdict}", style=style) if metric.gating else Text(f"({mark} {metric.verdict})", style="dim")
+    return (
+        Text(f"{mark} {metric.verdict}", style=style)
+        if metric.gating
+        else Text(f"({mark} {metric.verdict})", style="dim")
+    )
 
 
 def event_line(event: RolloutEvent) -> Text:
@@ -243,6 +253,3 @@ def _bar(share: int, width: int, style: str) -> Text:
     filled = round(share * width / 100)
     return Text.assemble(("█" * filled, style), ("░" * (width - filled), "dim"))
 
-
-def _why(state: RolloutState) -> str:
-    return "Why it failed" if state.phase in ("failing", "failed") else "Why"
