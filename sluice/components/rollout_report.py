@@ -129,7 +129,10 @@ def _traces(settings: Settings, state: RolloutState) -> dict[str, str]:
     wanted = {one.request_id for one in state.analysis.convicting} if state.analysis else set()
     found = {one: one for one in wanted if _TRACE.match(one)}
     wanted -= set(found)
-    log = gateway_settings(settings).access_log
+    try:
+        log = gateway_settings(settings).access_log
+    except SluiceError:
+        return found
     for file in log.parent.glob(f"{log.name}*") if wanted else ():
         with file.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:

@@ -172,8 +172,7 @@ def metrics_table(analysis: AnalysisResult, width: int) -> RenderableType:
     """Each metric with its interval on the scale of `interval_scale`; narrower terminals get fewer columns."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("metric", no_wrap=True)
-    table.add_column("n canary", justify="right")
-    table.add_column("n stable", justify="right")
+    table.add_column("n", justify="right", no_wrap=True)
     if width >= _NARROW:
         table.add_column("difference", justify="right", no_wrap=True)
     plot = 26 if width < _NARROW else 34 if width < _WIDE else 48
@@ -184,8 +183,7 @@ def metrics_table(analysis: AnalysisResult, width: int) -> RenderableType:
     for metric in analysis.metrics:
         row: list[RenderableType] = [
             Text(metric.name.replace("_", " "), style="" if metric.gating else "dim"),
-            Text(f"{metric.canary_n}"),
-            Text(f"{metric.stable_n}"),
+            Text.assemble(f"{metric.canary_n}", (f" / {metric.stable_n}", "dim")),
         ]
         if width >= _NARROW:
             row.append(Text(f"{difference_text(metric, metric.estimate)}  {interval_text(metric)}"))
