@@ -16,10 +16,14 @@ from sluice.serving.errand import Errand
 from sluice.serving.rollout_interfaces import Clock, Recorder
 from sluice.serving.rollout_journal import Journal
 from sluice.serving.rollout_store import CoolDown, RolloutStore
-from sluice.serving.routes import Router
+from sluice.serving.routes import Router, RouteState
 
 _PAUSE_S = 0.25
 _RETRY_S = 2.0
+CONFIRM_S = 2.0
+"""Seconds for which requests are watched after a rollback."""
+HUNG_S = 20.0
+"""A call that has not returned for so long is made again beside it."""
 PATIENCE_S = 60.0
 """Seconds for which a ledger that does not answer is asked again, after users are back."""
 
@@ -35,6 +39,7 @@ class Retreat:
         store: RolloutStore,
         recorder: Recorder,
         cool_down_s: float,
+        confirm: Callable[[RouteState], str] | None,
         require_lease: Callable[[], None],
         clock: Clock,
         report: Report,
@@ -44,6 +49,7 @@ class Retreat:
         self._store = store
         self._recorder = recorder
         self._cool_down_s = cool_down_s
+        self._confirm = confirm
         self._require_lease = require_lease
         self._clock = clock
         self._report = report
@@ -65,6 +71,7 @@ class Retreat:
                 shadow=0,
                 reason=reason,
             )
+        self._watch_traffic()
         self._cool_down(reason)
         release = journal.state.release
         self._told(lambda: self._recorder.failure(release, stable.release, reason, analysis))
@@ -77,6 +84,7 @@ class Retreat:
             journal.try_save("note", f"It is withdrawn: {reason}", phase="withdrawing", reason=reason)
         note = self._off(reason, absorb=False)
         stable = self._router.state().stable
+        self._watch_traffic()
         release = journal.state.release
         self._told(lambda: self._recorder.withdrawal(release, stable.release, reason))
         journal.save(
@@ -110,6 +118,20 @@ class Retreat:
             self._report(0, 0, f"rolling back, the gateway does not answer yet: {note}")
             self._clock.sleep(_PAUSE_S)
 
+    def _watch_traffic(self) -> None:
+        """See by what users' requests do that nobody reaches the canary any more; not for long."""
+        if self._confirm is None:
+            return
+        confirm, state = self._confirm, self._router.state()
+        watching = Errand(lambda: confirm(state))
+        if not watching.done(within_s=CONFIRM_S + 1):
+            self._journal.try_save("note", "The gateway does not tell where requests go.")
+            return
+        try:
+            self._journal.try_save("note", watching.result())
+        except UnavailableError as error:
+            self._journal.try_save("note", f"Not seen in the traffic yet: {error.message}")
+
     def _is_canary(self) -> bool:
         canary = self._router.state().canary
         return canary is not None and canary.release == self._journal.state.release
@@ -129,19 +151,21 @@ class Retreat:
     def _told(self, tell: Callable[[], None]) -> None:
         """Tell the ledger, again and again for a while: it may hang and it may be down."""
         begun = self._clock.monotonic()
-        note = "it does not answer"
-        while self._clock.monotonic() - begun < PATIENCE_S:
+        note, retry_at = "it does not answer", begun
+        errand: Errand[None] | None = None
+        while (now := self._clock.monotonic()) - begun < PATIENCE_S:
             self._require_lease()
-            errand = Errand(tell)
-            while not errand.done(within_s=_PAUSE_S) and self._clock.monotonic() - begun < PATIENCE_S:
-                self._report(0, 0, "users are back on stable; telling the ledger")
-                self._clock.sleep(_PAUSE_S)
-            if errand.done():
+            if now >= retry_at:
+                # One that hangs is left to itself: it writes what it writes once, or what is written already.
+                errand, retry_at = Errand(tell), now + HUNG_S
+                errand.done(within_s=_PAUSE_S)
+            if errand is not None and errand.done():
                 try:
                     return errand.result()
                 except UnavailableError as error:
-                    note = error.message
-            self._clock.sleep(_RETRY_S)
+                    errand, note, retry_at = None, error.message, now + _RETRY_S
+            self._report(0, 0, "users are back on stable; telling the ledger")
+            self._clock.sleep(_PAUSE_S)
         raise UnavailableError(
             f"The release {short(self._journal.state.release)} is rolled back, but the ledger was not told: {note}",
             hint="Run it again when the ledger answers, or `sluice up`: users stay on stable meanwhile.",

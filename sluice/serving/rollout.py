@@ -21,10 +21,11 @@ from sluice.infra.errors import ConflictError, GateRefused, UnavailableError
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import short
 from sluice.serving.controller_lease import ControllerLease, Held
+from sluice.serving.observations import SampleSource
 from sluice.serving.policy import RolloutPolicy
 from sluice.serving.probes import ProbeReport
 from sluice.serving.retreat import Retreat
-from sluice.serving.rollout_interfaces import Clock, EventSink, Recorder, RolloutResult, Sources, SystemClock
+from sluice.serving.rollout_interfaces import Clock, EventSink, Recorder, RolloutResult, SystemClock
 from sluice.serving.rollout_journal import Journal
 from sluice.serving.rollout_state import RolloutState
 from sluice.serving.rollout_steps import Steps
@@ -38,7 +39,10 @@ class Rollout:
     """One release's way to its users.
 
     `authorize` is called before *every* increase of the weight and raises `GateRefused` when the release has no valid
-    decision and approval; `probe` is called at weight 0. Running again continues from what the store holds.
+    decision and approval; `probe` is called at weight 0. `source` is read several times a second and must answer at
+    once; `shadow` tells of requests that the canary was asked in the shadow of stable's, and of those. `confirm` watches
+    requests for a moment after a rollback, and says in a sentence whom they reached. Running again continues from what
+    the store holds.
     """
 
     def __init__(
@@ -49,10 +53,12 @@ class Rollout:
         router: Router,
         store: RolloutStore,
         lease: ControllerLease,
-        sources: Sources,
+        source: SampleSource,
+        shadow: SampleSource | None = None,
         recorder: Recorder,
         authorize: Callable[[], None],
         probe: Callable[[], ProbeReport],
+        confirm: Callable[[RouteState], str] | None = None,
         sinks: Sequence[EventSink] = (),
         clock: Clock | None = None,
         report: Report = no_report,
@@ -62,10 +68,12 @@ class Rollout:
         self._router = router
         self._store = store
         self._lease = lease
-        self._sources = sources
+        self._source = source
+        self._shadow = shadow
         self._recorder = recorder
         self._authorize = authorize
         self._probe = probe
+        self._confirm = confirm
         self._sinks = sinks
         self._clock = clock or SystemClock()
         self._report = report
@@ -160,7 +168,8 @@ class Rollout:
             policy=self._policy,
             router=self._router,
             store=self._store,
-            sources=self._sources,
+            source=self._source,
+            shadow=self._shadow,
             recorder=self._recorder,
             authorize=self._authorize,
             probe=self._probe,
@@ -243,6 +252,7 @@ class Rollout:
             store=self._store,
             recorder=self._recorder,
             cool_down_s=self._policy.cool_down_s,
+            confirm=self._confirm,
             require_lease=lambda: _require(held),
             clock=self._clock,
             report=self._report,

@@ -7,22 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from sluice.serving.control import Order
-from sluice.serving.observations import SampleSource
 from sluice.serving.rollout_state import RolloutEvent, RolloutState
 
 if TYPE_CHECKING:
     from sluice.serving.analysis import AnalysisResult, Verdict
-
-
-@dataclass(frozen=True)
-class Sources:
-    """Where a rollout's figures come from. `fast` is read several times a second and must answer at once (the
-    gateway's log); `slow` as often as the analysis, and may hang (the trace store); `shadow` tells of requests that the
-    canary was asked in the shadow of stable's, and of those."""
-
-    fast: SampleSource
-    slow: SampleSource | None = None
-    shadow: SampleSource | None = None
 
 
 class Recorder(Protocol):

@@ -12,9 +12,11 @@ from sluice.provenance.canonical import short
 from sluice.serving.analysis import AnalysisResult
 from sluice.serving.control import Order
 from sluice.serving.errand import Errand
+from sluice.serving.observations import SampleSource
 from sluice.serving.policy import Minimum, RolloutPolicy, StepPolicy
 from sluice.serving.probes import ProbeReport
-from sluice.serving.rollout_interfaces import Clock, Recorder, Sources
+from sluice.serving.retreat import HUNG_S
+from sluice.serving.rollout_interfaces import Clock, Recorder
 from sluice.serving.rollout_journal import Journal
 from sluice.serving.rollout_state import EventKind, Phase, RolloutState
 from sluice.serving.rollout_store import RolloutStore
@@ -51,7 +53,8 @@ class Steps:
         policy: RolloutPolicy,
         router: Router,
         store: RolloutStore,
-        sources: Sources,
+        source: SampleSource,
+        shadow: SampleSource | None,
         recorder: Recorder,
         authorize: Callable[[], None],
         probe: Callable[[], ProbeReport],
@@ -64,7 +67,8 @@ class Steps:
         self._policy = policy
         self._router = router
         self._store = store
-        self._sources = sources
+        self._source = source
+        self._shadow_source = shadow
         self._recorder = recorder
         self._authorize = authorize
         self._probe = probe
@@ -154,15 +158,14 @@ class Steps:
         if not state.weight and not (shadow and state.shadow):
             return None
         if self._watch is None or self._watched_shadow != shadow:
-            fast = self._sources.shadow if shadow else self._sources.fast
-            assert fast is not None
+            source = self._shadow_source if shadow else self._source
+            assert source is not None
             self._watch = Watch(
                 state.release,
                 state.stable.release,
                 analysis=shadow_policy(self._policy.analysis) if shadow else self._policy.analysis,
                 trip=self._policy.trip,
-                fast=fast,
-                slow=None if shadow else self._sources.slow,
+                source=source,
                 since=min(state.begun, self._clock.now()),
                 clock=self._clock,
             )
@@ -250,7 +253,7 @@ class Steps:
         self._journal.save("probe", report.sentence, verdict="pass" if report.passed else "fail")
         if not report.passed:
             return End(True, f"probe: {report.sentence}")
-        shadowed = self._policy.shadow is not None and self._sources.shadow is not None
+        shadowed = self._policy.shadow is not None and self._shadow_source is not None
         self._enter("shadowing" if shadowed else "raising", "note", "Its probes passed.")
         return None
 
@@ -354,8 +357,8 @@ class Steps:
     def _lacking(self) -> str:
         """What is missing for a verdict, in a sentence; empty when nothing is."""
         state, watch, result = self._state, self._watch, self._result
-        if state.phase == "raising" or watch is None or result is None:
-            return "it could not go on"
+        if state.phase == "raising" or watch is None or result is None or result.verdict == "pass":
+            return "it could not go on; the events say why it was held"
         least = self._policy.shadow.requests if state.phase == "shadowing" and self._policy.shadow else None
         least = least or self._step.minimum.requests
         if watch.requests < least:
@@ -399,7 +402,7 @@ class Steps:
     def _asked(self, ask: Callable[[], None], what: str) -> bool:
         """Whether `ask`, called beside the watching, has returned in time; raises what it raised."""
         now, place = self._clock.monotonic(), (self._state.phase, self._state.step)
-        if self._errand is None or self._errand_for != place:
+        if self._errand is None or self._errand_for != place or now - self._sent > HUNG_S:
             if now < self._retry_at:
                 return False
             self._errand, self._errand_for, self._sent = Errand(ask), place, now
@@ -407,7 +410,7 @@ class Steps:
         took = now - self._sent
         if not self._errand.done():
             if took > _SLOW_S:
-                self._journal.hold("ledger", f"It holds: {what} was asked {took:.0f} s ago, without an answer.")
+                self._journal.hold("ledger", f"It holds: {what} was asked for {took:.0f} s ago, without an answer.")
             return False
         errand, self._errand = self._errand, None
         try:

@@ -82,7 +82,7 @@ class FileRolloutStore:
             token = self._read(path, lambda content: int(content["token"])) or 0
             if token > state.token:
                 raise StaleToken(f"The rollout of {short(state.release)} has another controller now (token {token}).")
-            replace_file(path, json.dumps(state.to_json(), indent=1))
+            replace_file(path, json.dumps(state.to_json()))
 
     def states(self) -> tuple[RolloutState, ...]:
         files = [path for path in self._folder.glob("*.json") if path != self._cool_down]

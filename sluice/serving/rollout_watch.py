@@ -6,20 +6,16 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sluice.infra.errors import UnavailableError
 from sluice.serving.analysis import Analysis, AnalysisResult, Conviction
-from sluice.serving.errand import Errand
-from sluice.serving.metrics import LIVE_METRICS, Source
+from sluice.serving.metrics import LIVE_METRICS
 from sluice.serving.observations import Observed, Sample, SampleSource
 from sluice.serving.policy import AnalysisPolicy, Minimum, TripPolicy
 from sluice.serving.rollout_interfaces import Clock
-from sluice.serving.trip import Trip, tripped
+from sluice.serving.trip import Trip, Tripwire
 
 REQUESTS = "error_rate"
 """The metric of which every request gives one value: by it requests are counted."""
 
-_GRACE_S = 0.05
-_SLOW_S = 10.0
 
 
 class Reading:
@@ -64,7 +60,8 @@ class Reading:
 class Watch:
     """Stable and canary from `since` (epoch seconds) on: what is known by now, the trip, and the analysis.
 
-    `requests` counts the canary's requests that became known since `count_from` was last called.
+    `requests` counts the canary's requests that became known since `count_from` was last called; `missing` says by
+    metric why there are no figures.
     """
 
     def __init__(
@@ -74,26 +71,21 @@ class Watch:
         *,
         analysis: AnalysisPolicy,
         trip: TripPolicy,
-        fast: SampleSource,
-        slow: SampleSource | None,
+        source: SampleSource,
         since: float,
         clock: Clock,
     ) -> None:
         self._canary, self._stable = canary, stable
-        self._trip = trip
+        self._within_s = trip.within_s
+        self._tripwire = Tripwire(trip, canary, stable)
         self._clock = clock
         gating = any(limits.gating for limits in analysis.metrics.values())
         self._analysis = Analysis(analysis, canary, stable) if gating else None
-        self._fast = Reading(fast, canary, stable, since, clock)
-        self._slow = Reading(slow, canary, stable, since, clock) if slow is not None else None
-        self._errand: Errand[Observed] | None = None
-        self._sent = 0.0
+        self._reading = Reading(source, canary, stable, since, clock)
         self._pending: list[Sample] = []
         self._recent: deque[Sample] = deque()
-        self._missing_fast: Mapping[str, str] = {}
-        self._missing_slow: Mapping[str, str] = {}
+        self.missing: Mapping[str, str] = {}
         self._from = since
-        self._idle = clock.now()
         self.requests = 0
 
     def count_from(self, since: float) -> None:
@@ -101,62 +93,26 @@ class Watch:
         self._from, self.requests = since, 0
 
     def look(self) -> Trip | None:
-        """Read what is fast to read. What ends the rollout at once, or None."""
-        try:
-            observed = self._fast.read()
-        except UnavailableError as error:
-            self._missing_fast = _all_missing("gateway", error.message)
-            return None
-        self._missing_fast = observed.missing
+        """Read what became known. What ends the rollout at once, or None."""
+        observed = self._reading.read()
+        self.missing = observed.missing
         self._pending += observed.samples
         now = self._clock.now()
         for sample in observed.samples:
             if sample.metric == REQUESTS:
                 self._recent.append(sample)
                 self.requests += sample.release == self._canary and sample.known >= self._from
-        while self._recent and not 0 <= now - self._recent[0].known <= self._trip.within_s:
+        while self._recent and not 0 <= now - self._recent[0].known <= self._within_s:
             self._recent.popleft()
-        if not observed.active.get(self._canary):
-            self._idle = now
-        # Silent is only who was asked: with nothing to answer, the time of the last answer says nothing.
-        finished = {**observed.finished, self._canary: max(self._idle, observed.finished.get(self._canary, 0.0))}
-        recent = replace(observed, samples=tuple(self._recent), finished=finished)
-        return tripped(recent, self._trip, self._canary, self._stable, now)
+        return self._tripwire.look(replace(observed, samples=tuple(self._recent)), now)
 
     def analyse(self, minimum: Minimum, since: float) -> AnalysisResult:
         """What all figures say by now; `since` begins the running step, for its minimum."""
-        self._read_slow()
         if self._analysis is None:
             return AnalysisResult("inconclusive", "Nothing but the trip decides here.", ())
         self._analysis.add(sorted(self._pending, key=lambda sample: sample.known))
         self._pending.clear()
         return self._analysis.result(minimum, since=since, missing=self.missing)
-
-    @property
-    def missing(self) -> dict[str, str]:
-        """Why there are no figures, by metric."""
-        return {**self._missing_fast, **self._missing_slow}
-
-    def _read_slow(self) -> None:
-        """Take what the slow source has told, and ask it again; it may take its time, nobody waits."""
-        if self._slow is None:
-            return
-        if self._errand is None:
-            self._errand, self._sent = Errand(self._slow.read), self._clock.monotonic()
-            self._errand.done(within_s=_GRACE_S)
-        if not self._errand.done():
-            waited = self._clock.monotonic() - self._sent
-            if waited > _SLOW_S:
-                self._missing_slow = _all_missing("traces", f"The traces have not answered for {waited:.0f} s.")
-            return
-        errand, self._errand = self._errand, None
-        try:
-            observed = errand.result()
-        except UnavailableError as error:
-            self._missing_slow = _all_missing("traces", error.message)
-            return
-        self._missing_slow = observed.missing
-        self._pending += observed.samples
 
 
 def shadow_policy(policy: AnalysisPolicy) -> AnalysisPolicy:
@@ -175,10 +131,6 @@ def verdict_of(trip: Trip, last: AnalysisResult | None) -> AnalysisResult:
         Conviction(one.request_id, one.session, one.metric, one.value, one.detail, one.known) for one in trip.requests
     )
     return AnalysisResult("fail", trip.sentence, last.metrics if last else (), convicting)
-
-
-def _all_missing(source: Source, sentence: str) -> dict[str, str]:
-    return {name: sentence for name, metric in LIVE_METRICS.items() if metric.source == source}
 
 
 def _key(sample: Sample) -> tuple[str, str]:

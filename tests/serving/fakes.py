@@ -15,7 +15,6 @@ from sluice.serving.observations import Observed, Sample
 from sluice.serving.policy import RolloutPolicy, default_policy
 from sluice.serving.probes import ProbeCheck, ProbeReport
 from sluice.serving.rollout import Rollout
-from sluice.serving.rollout_interfaces import Sources
 from sluice.serving.rollout_state import RolloutEvent, RolloutState
 from sluice.serving.rollout_store import FileRolloutStore
 from sluice.serving.routes import RouteState, StaleToken, Target
@@ -221,7 +220,6 @@ class Memory:
         self.lease = MemoryLease()
         self.traffic = Traffic(self.clock, self.router, lambda release, known: self.figures(release, known))
         self.mirrored = replace(self.traffic, shadow=True, log=[], asked=[])
-        self.slow: Traffic | None = None
 
     def rollout(self, target: Target | None = None) -> Rollout:
         return Rollout(
@@ -230,7 +228,8 @@ class Memory:
             router=_Dying(self, self.router),
             store=_DyingStore(self, self.store),
             lease=self.lease,
-            sources=Sources(self.traffic, self.slow, self.mirrored),
+            source=self.traffic,
+            shadow=self.mirrored,
             recorder=self,
             authorize=self.authorize,
             probe=self.probe,

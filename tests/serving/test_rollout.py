@@ -12,7 +12,7 @@ from sluice.infra.errors import ConflictError, GateRefused, UnavailableError
 from sluice.serving.policy import default_policy
 from sluice.serving.rollout_interfaces import RolloutResult
 from sluice.serving.routes import RouteState
-from tests.serving.fakes import BROKEN, HEALTHY, Figures, Killed, Memory, Traffic, healthy, quick, unlike
+from tests.serving.fakes import BROKEN, HEALTHY, Figures, Killed, Memory, healthy, quick, unlike
 from tests.serving.samples import target
 
 STABLE, CANARY = target("a"), target("c")
@@ -108,8 +108,7 @@ def test_no_figures_hold_and_then_go_back_without_a_failure(tmp_path: Path, kind
     if kind == "down":
         application.traffic.missing = {"error_rate": "The log cannot be read."}
     if kind == "traces":
-        application.slow = Traffic(application.clock, application.router, lambda *_: {})
-        application.slow.missing = {"thumbs_down": "The traces do not answer."}
+        application.traffic.missing = {"thumbs_down": "The traces do not answer."}
         application.policy = quick(minimum=application.policy.steps[2].minimum)
     result = application.rollout().run()
     assert "inconclusive after 60 s at 10%" in result.sentence
@@ -118,7 +117,7 @@ def test_no_figures_hold_and_then_go_back_without_a_failure(tmp_path: Path, kind
     assert result.verdict == ("failed" if kind == "nan" else "inconclusive")
     if kind != "nan":
         assert any(entry.startswith("withdrawal") for entry in application.log)
-        application.figures, application.slow, application.traffic.missing = healthy, None, {}
+        application.figures, application.traffic.missing = healthy, {}
         assert application.rollout().run().verdict == "promote"
 
 
