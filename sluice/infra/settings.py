@@ -14,7 +14,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from sluice.infra.errors import InputError
@@ -140,6 +140,24 @@ class ReleasePolicy(Section):
     )
 
 
+class EventSettings(Section):
+    """Who is told what happens in a rollout (docs/watching.md)."""
+
+    url: SecretStr | None = Field(None, description="http(s) address that each event is posted to; empty: nobody")
+    format: Literal["cloudevents", "slack"] = Field(
+        "cloudevents", description="CloudEvents 1.0 as JSON, or a line of text as Slack's incoming webhooks take it"
+    )
+    secret: SecretStr | None = Field(None, description="what each call is signed with (standardwebhooks.com)")
+    authorization: SecretStr | None = Field(None, description="value of the header Authorization of each call")
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not re.match(r"https?://[^/\s]+", url.get_secret_value()):
+            raise ValueError("it is not an http(s) address")
+        return url
+
+
 Role = Literal["viewer", "operator", "approver", "administrator"]
 
 
@@ -217,6 +235,7 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     judge: JudgeSettings = JudgeSettings()
     release: ReleasePolicy = ReleasePolicy()
+    events: EventSettings = EventSettings()
     access: AccessSettings = AccessSettings()
     signing: SigningSettings = SigningSettings()
     ports: PortSettings = PortSettings()
@@ -331,7 +350,8 @@ def _explain(error: ValidationError, file: Path) -> str:
 
 
 def _shown(field: str, value: object) -> str:
-    """The value for a message. A whole section may hold a secret, and so may a misspelt field."""
-    if re.search("secret|key|password|token", field.rpartition(".")[2], re.IGNORECASE):
+    """The value for a message. A whole section may hold a secret, and so may a misspelt field; a chat's address is
+    one."""
+    if field == "events.url" or re.search("secret|key|password|token|auth", field.rpartition(".")[2], re.IGNORECASE):
         return "(hidden)"
     return repr(value) if isinstance(value, str | int | float | None) else f"(a {type(value).__name__})"
