@@ -203,5 +203,5 @@ def test_no_line_is_lost_or_doubled_by_rotation_late_lines_or_half_ones(
 def test_a_line_without_its_fields_is_damaged_and_one_without_a_release_is_nobodys() -> None:
     assert parse_line(json.dumps({"cluster": "-"}).encode()) is None
     for damaged in (b"[]", b"not json", b"\xff", json.dumps({"cluster": cluster_name(CANARY), "ts": "1"}).encode()):
-        with pytest.raises(ValueError, match="access log|Expecting|decode"):
+        with pytest.raises(ValueError, match=r"access log|Expecting|decode"):
             parse_line(damaged)
