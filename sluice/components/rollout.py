@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sluice.components.aliases import follow_ledger
-from sluice.components.served import gateway_settings, release_name, router, target, vllm_url
+from sluice.components.bring_up import kept_probes
+from sluice.components.served import gateway_settings, release_name, router, server_url, target
 from sluice.components.workspace import Workspace
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import canonical_json
@@ -112,14 +113,16 @@ def _gateway_probe(workspace: Workspace, release: str, policy: RolloutPolicy) ->
     def probe() -> ProbeReport:
         settings = workspace.settings
         assert settings.serving.gateway_url is not None
-        return probe_gateway(
+        gateway = probe_gateway(
             VllmClient(settings.serving.gateway_url),
-            VllmClient(vllm_url(settings)),
+            VllmClient(server_url(settings, release)),
             application=settings.application,
             candidate=release_name(settings, release),
             release=release,
             headers=router(settings).probe_headers("canary"),
             policy=policy.probes,
         )
+        earlier = kept_probes(workspace, release)
+        return ProbeReport(gateway.served_name, (*(earlier.checks if earlier else ()), *gateway.checks))
 
     return probe
