@@ -273,9 +273,13 @@ def record_rollback(ledger: Ledger, *, release: str, to: str, reason: str, actor
     return ledger.transact(actor, decide)
 
 
-def record_failure(ledger: Ledger, *, release: str, reason: str, actor: str) -> LedgerEntry:
-    """Record that a release failed. It never gets a larger weight again."""
+def record_failure(
+    ledger: Ledger, *, release: str, reason: str, actor: str, analysis: str | None = None
+) -> LedgerEntry:
+    """Record that a release failed. It never gets a larger weight again. `analysis` is the digest of the evidence."""
     body = {"release": require_digest(release, "release"), "reason": reason}
+    if analysis is not None:
+        body["analysis"] = require_digest(analysis, "analysis")
     return ledger.transact(actor, lambda entries: _unless_recorded(entries, "failure", body, release, actor))
 
 
