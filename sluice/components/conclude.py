@@ -26,7 +26,7 @@ def conclude_step(
 ) -> str:
     """`promoted` or `rolled-back`. The ledger first: the gateway and MLflow follow it, now or at the next run."""
     from sluice.components.aliases import follow_ledger
-    from sluice.components.retiring import keep_for_rollback, retire, retire_due
+    from sluice.components.retiring import hand_over, retire, retire_due
     from sluice.components.rollout import ACTOR, find_policy, open_rollout
     from sluice.infra.errors import ConflictError, GateRefused, InputError, UnavailableError
     from sluice.provenance.canonical import short
@@ -36,7 +36,7 @@ def conclude_step(
     settings = workspace.settings
     rollout = open_rollout(workspace, adapter, policy=policy, allow_override=allow_override)
     if outcome == "promote":
-        keep_for_rollback(workspace, previous, find_policy(policy).rollback_window_s)
+        hand_over(workspace, to=adapter, previous=previous, window_s=find_policy(policy).rollback_window_s)
         if read_state(workspace.ledger).champion() != adapter:
             try:
                 promote(

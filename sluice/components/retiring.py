@@ -53,8 +53,10 @@ def needed(workspace: Workspace) -> dict[str, str]:
     champion = read_state(workspace.ledger).champion()
     if champion is not None and champion != state.stable.release:
         note(release_name(settings, champion), "champion by the ledger")
+    gone = {name for name, release in _releases(workspace).items() if routes.refusal(release)}
     for name, (until, why) in shelf.kept().items():
-        if until > now:
+        # What was rolled back has no way back to any user, whatever it was kept for.
+        if until > now and name not in gone:
             note(name, f"{why} until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC")
     return {name: ", ".join(words) for name, words in found.items()}
 
@@ -107,6 +109,12 @@ def make_room(workspace: Workspace, release: str, clients: Sequence[VllmClient])
         figures = {"needed": float(one.needed)} | ({"free": float(one.free)} if one.free is not None else {})
         checks.append(ProbeCheck("memory", True, one.sentence, one.server, figures))
     return tuple(checks)
+
+
+def hand_over(workspace: Workspace, *, to: str, previous: str, window_s: float) -> None:
+    """The adapter `to` is about to be promoted: routes lead to it by now, and `previous` is kept for a rollback."""
+    keep_for_rollback(workspace, previous, window_s)
+    adapter_shelf(workspace.settings).drop(release_name(workspace.settings, to))
 
 
 def keep_for_rollback(workspace: Workspace, release: str, window_s: float) -> None:

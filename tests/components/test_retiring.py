@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from sluice.components import retiring
-from sluice.components.retiring import bring_back, holders, keep_for_rollback, make_room, retire, retire_due, slots
+from sluice.components.retiring import (
+    bring_back,
+    hand_over,
+    holders,
+    keep_for_release,
+    keep_for_rollback,
+    make_room,
+    retire,
+    retire_due,
+    slots,
+)
 from sluice.components.served import adapter_shelf, ensure_loaded, loaded, servers, target
 from sluice.infra.errors import ConflictError, UnavailableError
 from sluice.provenance.artifacts import ArtifactStore
@@ -85,7 +95,7 @@ def test_a_rollback_to_what_cannot_be_loaded_is_refused_with_the_reason(site: Si
     site.serve(before)
     site.serve(load(site, 30))
     site.servers[0].refuses.add(site.name(before))
-    with pytest.raises(UnavailableError, match="was retired and cannot be loaded: .*no memory for it"):
+    with pytest.raises(UnavailableError, match=r"was retired and cannot be loaded: .*no memory for it"):
         bring_back(site.workspace)
 
 
@@ -169,3 +179,18 @@ def test_an_evaluation_takes_away_what_it_loaded_unless_somebody_needs_it(site: 
     with loaded(site.workspace, adapter, site.base, client):
         adapter_shelf(site.workspace.settings).keep(name, 9e9, "about to be rolled out")
     assert held(site) == {name}
+
+
+def test_what_was_kept_for_its_rollout_is_so_until_it_is_promoted_or_rolled_back(site: Site) -> None:
+    stable, canary = load(site, 20), load(site, 30)
+    site.serve(stable)
+    keep_for_release(site.workspace, canary)
+    assert retire_due(site.workspace) == ()
+    hand_over(site.workspace, to=canary, previous=stable, window_s=DAY)
+    kept = adapter_shelf(site.workspace.settings).kept()
+    assert list(kept) == [site.name(stable)]
+    # Rolled back by hand, and its run was killed: nobody waits for it any more.
+    keep_for_release(site.workspace, canary)
+    site.routes.refused[canary] = "errors"
+    assert retire_due(site.workspace) == (f"{site.name(canary)} was retired (about to be rolled out).",)
+    assert held(site) == {site.name(stable)}

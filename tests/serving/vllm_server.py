@@ -1,4 +1,4 @@
-"""A stand-in for vLLM that holds adapters under names and says what it is told, over HTTP: for tests without a model."""
+"""A stand-in for vLLM that holds adapters under names and says what it is told: for tests without a model."""
 
 from __future__ import annotations
 
