@@ -26,6 +26,7 @@ def conclude_step(
 ) -> str:
     """`promoted` or `rolled-back`. The ledger first: the gateway and MLflow follow it, now or at the next run."""
     from sluice.components.aliases import follow_ledger
+    from sluice.components.release_servers import retire_servers
     from sluice.components.retiring import hand_over, retire, retire_due
     from sluice.components.rollout import ACTOR, find_policy, open_rollout
     from sluice.infra.errors import ConflictError, GateRefused, InputError, UnavailableError
@@ -65,6 +66,7 @@ def conclude_step(
     else:
         raise InputError(f"outcome = {outcome!r} is neither 'promote' nor 'failed'.")
     repairs = follow_ledger(workspace)
-    running.state.values.update(outcome=ended, repairs=repairs, retired=list(retire_due(workspace)))
+    retired = [*retire_due(workspace), *retire_servers(workspace, find_policy(policy).rollback_window_s)]
+    running.state.values.update(outcome=ended, repairs=repairs, retired=retired)
     running.say(told)
     return ended

@@ -22,10 +22,9 @@ def load(adapter: str, policy: str, allow_override: bool) -> NamedTuple(  # type
 def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool) -> str:
     """Digest of the champion that the adapter is to replace. Raises `GateRefused` without leave or a passed probe, and
     what `bring_up` raises."""
-    from sluice.components.bring_up import bring_up
+    from sluice.components.bring_up import bring_up, ensure_served
     from sluice.components.champion import base_digest, current_champion
     from sluice.components.rollout import find_policy, rollout_store
-    from sluice.components.served import ensure_loaded, servers
     from sluice.provenance.canonical import require_digest, short
     from sluice.provenance.releases import authorize, read_state
 
@@ -43,7 +42,7 @@ def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool)
         # Its users are the rollout's business, and so is everything that may end it: leave that was taken back, or a
         # failure that is not cleared away. Refusing here would leave users on it with nobody watching.
         if not read_state(workspace.ledger).failed(adapter):
-            ensure_loaded(workspace, adapter, base_digest(workspace), servers(settings))
+            ensure_served(workspace, adapter, base_digest(workspace))
         running.say(f"the rollout of {short(adapter)} goes on ({begun.phase})")
         return champion
     authorize(workspace.ledger, adapter, allow_override=allow_override and settings.release.allow_override)

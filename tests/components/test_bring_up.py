@@ -8,17 +8,21 @@ from typing import Any
 
 import pytest
 
+from sluice.components import bring_up as module
+from sluice.components import release_servers
 from sluice.components.bring_up import bring_up, kept_probes
-from sluice.components.served import adapter_shelf
+from sluice.components.served import adapter_shelf, server_book
+from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, GateRefused, IntegrityError, UnavailableError
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import digest_bytes
 from sluice.provenance.releases import read_state
 from sluice.serving.probes import ProbeReport
-from sluice.serving.routes import RouteState
+from sluice.serving.routes import RouteState, Target
 from sluice.training import parity_reference
 from tests.components.serving_site import POLICY, Site, serving_site
-from tests.serving.vllm_server import PLAIN, Said
+from tests.provenance.release_actions import BASE
+from tests.serving.vllm_server import PLAIN, Said, VllmServer, vllm_server
 from tests.support.directory_store import DirectoryStore
 
 
@@ -183,3 +187,30 @@ def test_a_full_server_is_a_refusal_that_names_the_holders(site: Site) -> None:
     assert "SLUICE_SERVING__MAX_LORAS" in str(raised.value)
     assert held(site) == [sorted(map(site.name, champions))] * 2
     assert not read_state(site.workspace.ledger).failed(adapter)
+
+
+def test_a_merged_model_is_probed_at_its_own_server_and_stopped_when_it_fails(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = site.train(40)
+    name, settings = site.name(adapter), site.workspace.settings
+    site.workspace.__dict__["settings"] = settings.model_copy(
+        update={"serving": settings.serving.model_copy(update={"mode": "merged"})}
+    )
+    stopped: list[str] = []
+
+    def started(workspace: Workspace, release: str, _: object) -> Target:
+        server_book(settings).remember(release, BASE)
+        return Target(release, release, name, (own.url.removeprefix("http://"),), dedicated=True)
+
+    monkeypatch.setattr(module, "bring_up_server", started)
+    monkeypatch.setattr(release_servers, "retire_server", lambda _, release, timeout_s: stopped.append(release))
+    with vllm_server(VllmServer(name, lambda *_: ((40, -4.0), (41, -0.2)))) as own:
+        report = brought_up(site, adapter)
+        assert {check.server for check in report.checks if check.name == "parity"} == {own.url}
+        assert held(site) == [[], []]
+        own.says = lambda *_: ((60, -0.1), (61, -0.2))
+        with pytest.raises(GateRefused, match="no near tie"):
+            brought_up(site, adapter)
+    assert stopped == [adapter]
+    assert ended(site, adapter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from sluice.components.served import adapter_shelf, ensure_loaded, loaded, serve
 from sluice.infra.errors import ConflictError, UnavailableError
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.serving.routes import RouteState
+from sluice.serving.slots import Memory, server_memory
 from tests.components.serving_site import Site, serving_site
 from tests.support.directory_store import DirectoryStore
 
@@ -79,8 +81,8 @@ def test_the_champion_before_stays_for_the_window_and_leaves_after_it(
     until = adapter_shelf(site.workspace.settings).kept()[site.name(before)][0]
     keep_for_rollback(site.workspace, before, 60.0)
     assert adapter_shelf(site.workspace.settings).kept()[site.name(before)][0] < until
-    clock = retiring.time.time() + 61
-    monkeypatch.setattr(retiring.time, "time", lambda: clock)
+    clock = time.time() + 61
+    monkeypatch.setattr(time, "time", lambda: clock)
     assert retire_due(site.workspace) == (f"{site.name(before)} was retired (champion before, for a rollback).",)
     assert held(site) == {site.name(stable)}
     # Going back to it loads it first: users are not sent to a release that is not there.
@@ -150,10 +152,9 @@ def test_room_is_made_of_what_is_needed_least(site: Site) -> None:
 
 def test_a_machine_without_memory_is_not_filled(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemAvailable: 1000 kB\n")
-    small = retiring.server_memory
 
-    def measured(url: str, size: int) -> object:
-        return small(url, size, meminfo=tmp_path / "meminfo")
+    def measured(url: str, size: int) -> Memory:
+        return server_memory(url, size, meminfo=tmp_path / "meminfo")
 
     monkeypatch.setattr(retiring, "server_memory", measured)
     with pytest.raises(UnavailableError, match="has 1 MB of memory free of 268 MB"):
