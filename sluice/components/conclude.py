@@ -27,7 +27,8 @@ def conclude_step(
 ) -> str:
     """`promoted`, `rolled-back` or `withdrawn`. The ledger first: gateway and MLflow follow it, now or at the next run."""
     from sluice.components.aliases import follow_ledger
-    from sluice.components.retiring import keep_for_rollback, retire, retire_due
+    from sluice.components.release_servers import retire_servers
+    from sluice.components.retiring import hand_over, retire, retire_due
     from sluice.components.rollout import ACTOR, find_policy, open_rollout
     from sluice.components.rollout_report import show_rollout
     from sluice.infra.errors import ConflictError, GateRefused, InputError, UnavailableError
@@ -37,7 +38,7 @@ def conclude_step(
     workspace = running.workspace
     settings = workspace.settings
     if outcome == "promote":
-        keep_for_rollback(workspace, previous, find_policy(policy).rollback_window_s)
+        hand_over(workspace, to=adapter, previous=previous, window_s=find_policy(policy).rollback_window_s)
         with open_rollout(workspace, adapter, policy=policy, allow_override=allow_override) as rollout:
             if read_state(workspace.ledger).champion() != adapter:
                 try:
@@ -69,7 +70,8 @@ def conclude_step(
     else:
         raise InputError(f"outcome = {outcome!r} is none of 'promote', 'failed' and 'inconclusive'.")
     repairs = follow_ledger(workspace)
+    retired = [*retire_due(workspace), *retire_servers(workspace, find_policy(policy).rollback_window_s)]
     page = show_rollout(settings, adapter)
-    running.state.values.update(outcome=ended, repairs=repairs, page=page, retired=list(retire_due(workspace)))
+    running.state.values.update(outcome=ended, repairs=repairs, page=page, retired=retired)
     running.say(told)
     return ended

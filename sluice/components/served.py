@@ -41,6 +41,17 @@ def servers(settings: Settings, *, timeout_s: float = 60.0) -> tuple[VllmClient,
     return tuple(VllmClient(url, timeout_s=timeout_s) for url in server_urls(settings))
 
 
+def answering_servers(settings: Settings) -> tuple[VllmClient, ...]:
+    """Those that answer now. Raises `UnavailableError` when none does."""
+    found = tuple(client for client in servers(settings) if client.healthy())
+    if not found:
+        raise UnavailableError(
+            f"No vLLM server answers ({', '.join(server_urls(settings))}).",
+            hint="`sluice status` tells, `sluice up` mends.",
+        )
+    return found
+
+
 def adapter_shelf(settings: Settings) -> AdapterShelf:
     """The adapters that the servers hold, also after a restart."""
     return AdapterShelf(settings.home / "adapters", settings.serving.max_lora_rank)

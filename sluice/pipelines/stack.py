@@ -19,11 +19,11 @@ from sluice.components.retiring import retire_due
 from sluice.components.rollback import tell_ledger
 from sluice.components.served import (
     adapter_shelf,
+    answering_servers,
     ensure_loaded,
     gateway_settings,
     release_name,
     router,
-    servers,
     target,
 )
 from sluice.components.workspace import Workspace
@@ -177,7 +177,8 @@ def serve_champion(workspace: Workspace, base: str, report: Report = no_report) 
     from sluice.serving.routes import RouteState
 
     settings = workspace.settings
-    clients = servers(settings)
+    # A replica that is away is passed over: the gateway does not send users there, and drift tells of it.
+    clients = answering_servers(settings)
     routes = router(settings)
     champion = current_champion(workspace)
     if settings.serving.mode == "adapters":

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from sluice.serving.rollout_facts import RolloutFacts
     from sluice.serving.rollout_state import RolloutState
 
-release_app = typer.Typer(
-    no_args_is_help=True, help="Watch the rollout under way, steer it, end it."
-)
+release_app = typer.Typer(no_args_is_help=True, help="Watch the rollout under way, steer it, end it.")
 
 _START = "`sluice approve VERSION` starts one; `sluice release history` lists those before."
 _INTERVAL_S = 0.5
@@ -129,9 +127,7 @@ def abort(
 
 @release_app.command("history")
 def history(
-    release: Annotated[
-        str, typer.Argument(metavar="[RELEASE]", help="Only this one: digest or name")
-    ] = "",
+    release: Annotated[str, typer.Argument(metavar="[RELEASE]", help="Only this one: digest or name")] = "",
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the timeline of RELEASE as a page that needs no network")
     ] = None,

@@ -250,4 +250,3 @@ def _event(event: RolloutEvent) -> tuple[RenderableType, ...]:
 def _bar(share: int, width: int, style: str) -> Text:
     filled = round(share * width / 100)
     return Text.assemble(("█" * filled, style), ("░" * (width - filled), "dim"))
-
