@@ -15,6 +15,7 @@ from sluice.components.aliases import follow_ledger
 from sluice.components.champion import current_champion, name_base
 from sluice.components.index_version import follow_live_index
 from sluice.components.release_servers import give_up_servers, retire_servers, server_parts
+from sluice.components.retiring import retire_due
 from sluice.components.rollback import tell_ledger
 from sluice.components.served import (
     adapter_shelf,
@@ -22,9 +23,8 @@ from sluice.components.served import (
     gateway_settings,
     release_name,
     router,
+    servers,
     target,
-    tidy_shelf,
-    vllm_url,
 )
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, InputError, UnavailableError
@@ -175,21 +175,17 @@ def serve_champion(workspace: Workspace, base: str, report: Report = no_report) 
     """Every release that the gateway routes to is served; the gateway's stable is the ledger's champion."""
     from sluice.serving.policy import default_policy
     from sluice.serving.routes import RouteState
-    from sluice.serving.vllm import VllmClient
 
     settings = workspace.settings
-    client = VllmClient(vllm_url(settings))
+    clients = servers(settings)
     routes = router(settings)
     champion = current_champion(workspace)
     if settings.serving.mode == "adapters":
         dedicated = (one.release for one in routes.previous() if one.dedicated)
         for release in {champion, *(one.release for one in routes.state().targets()), *dedicated}:
-            ensure_loaded(workspace, release, base, client)
+            ensure_loaded(workspace, release, base, clients)
         give_up_servers(workspace)
-    # A run under way may be evaluating an adapter that has no route.
-    idle = not any(run.alive for run in list_runs(settings))
-    if idle:
-        tidy_shelf(workspace, client)
+    retire_due(workspace)
     routes.reconcile()
     # A server's port may have changed while we were down, or the mode.
     state = routes.relocate(lambda release: target(settings, release))
@@ -203,7 +199,8 @@ def serve_champion(workspace: Workspace, base: str, report: Report = no_report) 
     if state.stable.release != champion and state.canary is None and not routes.refusal(champion):
         # The ledger was ahead of the gateway when something was killed: the promotion stands.
         routes.apply(RouteState(target(settings, champion)), expected=state)
-    if idle:
+    # A run under way may be bringing a server up that has no route.
+    if not any(run.alive for run in list_runs(settings)):
         retire_servers(workspace, default_policy().rollback_window_s, report, strangers=True)
 
 
