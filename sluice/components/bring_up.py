@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sluice.components.parity_reference import reference_step
+from sluice.components.release_servers import bring_up_server, retire_server
 from sluice.components.retiring import keep_for_release, make_room
 from sluice.components.served import (
     adapter_shelf,
@@ -14,6 +15,8 @@ from sluice.components.served import (
     load_verified,
     release_name,
     router,
+    server_book,
+    server_url,
     servers,
 )
 from sluice.components.task import Task
@@ -32,7 +35,8 @@ if TYPE_CHECKING:
 
 
 def bring_up(running: Task, *, adapter: str, champion: str, base: str, policy: ProbePolicy) -> ProbeReport:
-    """Verify, make room, load on every server, probe each, warm up; the report. The adapter stays loaded.
+    """Verify, make room, load on every server, probe each, warm up; the report. The adapter stays loaded. Where
+    `serving.mode` is `merged`: verify, merge, start a server that holds it alone, probe that.
 
     Raises `IntegrityError` or `InputError` for an adapter that is not what was signed, or not for this base;
     `ConflictError` or `UnavailableError` where there is no room or a server does not load it (then none keeps it; it
@@ -50,18 +54,24 @@ def bring_up(running: Task, *, adapter: str, champion: str, base: str, policy: P
     clients = servers(settings, timeout_s=policy.timeout_s)
     stable = _champion(workspace, champion, base, clients)
     candidate, base_name = release_name(settings, adapter), release_name(settings, base)
-    room = make_room(workspace, adapter, clients)
+    own = settings.serving.mode == "merged"
+    room = () if own else make_room(workspace, adapter, clients)
     bases = [Served(client, base_name) for client in clients]
-    fresh = all(candidate not in {model.name for model in client.models()} for client in clients)
+    fresh = not own and all(candidate not in {model.name for model in client.models()} for client in clients)
     before = [one.answers(policy) for one in bases] if fresh else []
     reference = reference_step(
         running, adapter=adapter, base=base, prompts=policy.prompts, max_tokens=policy.max_tokens
     )
     with adapter_shelf(settings).in_use(candidate):
-        # Verified again, right before the servers read it: making the reference takes its time.
-        load_verified(workspace, adapter, base, clients)
+        if own:
+            bring_up_server(workspace, adapter, running.report)
+            holding = [VllmClient(server_url(settings, adapter), timeout_s=policy.timeout_s)]
+        else:
+            # Verified again, right before the servers read it: making the reference takes its time.
+            load_verified(workspace, adapter, base, clients)
+            holding = list(clients)
         probed = run_probes(
-            [Served(client, candidate) for client in clients],
+            [Served(client, candidate) for client in holding],
             stable=stable,
             bases=bases,
             policy=policy,
@@ -111,7 +121,11 @@ def _end(workspace: Workspace, adapter: str, report: ProbeReport, clients: tuple
     canary = routes.state().canary
     if canary is not None and canary.release == adapter:
         routes.rollback(f"probe: {report.sentence}")
-    left = unload_adapter(clients, adapter_shelf(settings), release_name(settings, adapter))
+    left: tuple[str, ...] = ()
+    if adapter in server_book(settings).read():
+        retire_server(workspace, adapter)
+    else:
+        left = unload_adapter(clients, adapter_shelf(settings), release_name(settings, adapter))
     raise GateRefused(
         f"Release {short(adapter)} failed its probes before any user saw it: {report.sentence}",
         hint=" ".join(("The champion answers all traffic, as before.", *left)),

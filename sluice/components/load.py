@@ -24,6 +24,7 @@ def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool)
     what `bring_up` raises."""
     from sluice.components.bring_up import bring_up
     from sluice.components.champion import base_digest, current_champion
+    from sluice.components.release_servers import bring_up_server
     from sluice.components.rollout import find_policy, rollout_store
     from sluice.components.served import ensure_loaded, servers
     from sluice.provenance.canonical import require_digest, short
@@ -43,7 +44,10 @@ def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool)
         # Its users are the rollout's business, and so is everything that may end it: leave that was taken back, or a
         # failure that is not cleared away. Refusing here would leave users on it with nobody watching.
         if not read_state(workspace.ledger).failed(adapter):
-            ensure_loaded(workspace, adapter, base_digest(workspace), servers(settings))
+            if settings.serving.mode == "merged":
+                bring_up_server(workspace, adapter, running.report)
+            else:
+                ensure_loaded(workspace, adapter, base_digest(workspace), servers(settings))
         running.say(f"the rollout of {short(adapter)} goes on ({begun.phase})")
         return champion
     authorize(workspace.ledger, adapter, allow_override=allow_override and settings.release.allow_override)
