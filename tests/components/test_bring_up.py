@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from sluice.components import bring_up as bring_up_module
 from sluice.components.bring_up import bring_up, kept_probes
-from sluice.components.served import adapter_shelf
+from sluice.components.served import adapter_shelf, server_book
 from sluice.infra.errors import ConflictError, GateRefused, IntegrityError, UnavailableError
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import digest_bytes
@@ -18,6 +19,7 @@ from sluice.serving.probes import ProbeReport
 from sluice.serving.routes import RouteState
 from sluice.training import parity_reference
 from tests.components.serving_site import POLICY, Site, serving_site
+from tests.serving.vllm_server import VllmServer, vllm_server
 from tests.support.directory_store import DirectoryStore
 
 
@@ -173,3 +175,25 @@ def test_a_full_server_is_a_refusal_that_names_the_holders(site: Site) -> None:
     assert "SLUICE_SERVING__MAX_LORAS" in str(raised.value)
     assert held(site) == [sorted(map(site.name, champions))] * 2
     assert not read_state(site.workspace.ledger).failed(adapter)
+
+
+def test_a_merged_model_is_probed_at_its_own_server(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = site.train(40)
+    serving = site.workspace.settings.serving.model_copy(update={"mode": "merged"})
+    object.__setattr__(site.workspace, "settings", site.workspace.settings.model_copy(update={"serving": serving}))
+    retired: list[str] = []
+    with vllm_server(VllmServer(site.name(adapter), lambda *_: ((40, -4.0), (41, -0.2)))) as own:
+        book = server_book(site.workspace.settings)
+        monkeypatch.setattr(bring_up_module, "bring_up_server", lambda _, release, __: book.remember(release, release))
+        monkeypatch.setattr(bring_up_module, "server_url", lambda *_: own.url)
+        monkeypatch.setattr(bring_up_module, "retire_server", lambda _, release: retired.append(release))
+        report = brought_up(site, adapter)
+        assert report.passed
+        assert {check.server for check in report.checks if check.name in ("listed", "parity", "warm-up")} == {own.url}
+        assert held(site) == [[], []], "the servers that evaluate hold nothing of it"
+        assert "about to be rolled out" in adapter_shelf(site.workspace.settings).kept()[site.name(adapter)][1]
+        own.says = lambda *_: ((60, -4.0), (41, -0.2))
+        with pytest.raises(GateRefused, match="failed its probes before any user"):
+            brought_up(site, adapter)
+    assert retired == [adapter]
+    assert read_state(site.workspace.ledger).failed(adapter)
