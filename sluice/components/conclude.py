@@ -25,9 +25,8 @@ def conclude(adapter: str, previous: str, outcome: str, policy: str, allow_overr
 def conclude_step(
     running: Task, *, adapter: str, previous: str, outcome: str, policy: str, allow_override: bool
 ) -> str:
-    """`promoted`, `rolled-back` or `withdrawn`. The ledger first: gateway and MLflow follow it, now or at the next run."""
+    """`promoted`, `rolled-back` or `withdrawn`. The ledger first: gateway and MLflow follow it, now or later."""
     from sluice.components.aliases import follow_ledger
-    from sluice.components.release_servers import retire_servers
     from sluice.components.retiring import hand_over, retire, retire_due
     from sluice.components.rollout import ACTOR, find_policy, open_rollout
     from sluice.components.rollout_report import show_rollout
@@ -70,8 +69,7 @@ def conclude_step(
     else:
         raise InputError(f"outcome = {outcome!r} is none of 'promote', 'failed' and 'inconclusive'.")
     repairs = follow_ledger(workspace)
-    retired = [*retire_due(workspace), *retire_servers(workspace, find_policy(policy).rollback_window_s)]
     page = show_rollout(settings, adapter)
-    running.state.values.update(outcome=ended, repairs=repairs, page=page, retired=retired)
+    running.state.values.update(outcome=ended, repairs=repairs, page=page, retired=list(retire_due(workspace)))
     running.say(told)
     return ended
