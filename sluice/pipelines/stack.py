@@ -19,8 +19,8 @@ from sluice.components.served import (
     adapter_shelf,
     ensure_loaded,
     gateway_settings,
+    local_router,
     release_name,
-    router,
     target,
     tidy_shelf,
     vllm_url,
@@ -163,7 +163,7 @@ def serving_parts(workspace: Workspace, base: str, ports: Mapping[str, int]) -> 
     )
     gateway = gateway_settings(settings)
     # Routes come before the gateway's start: it never answers with nothing behind it.
-    router(settings).seed(target(settings, current_champion(workspace)))
+    local_router(settings).seed(target(settings, current_champion(workspace)))
     prepare_gateway(gateway)
     return [vllm_service(vllm), gateway_service(gateway, program("envoy"))]
 
@@ -175,7 +175,7 @@ def serve_champion(workspace: Workspace, base: str) -> None:
 
     settings = workspace.settings
     client = VllmClient(vllm_url(settings))
-    routes = router(settings)
+    routes = local_router(settings)
     champion = current_champion(workspace)
     for release in {champion, *(one.release for one in routes.state().targets())}:
         ensure_loaded(workspace, release, base, client)
