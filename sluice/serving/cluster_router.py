@@ -154,7 +154,7 @@ class ClusterRouter:
             except UnavailableError as error:
                 missing = error.message
             if not missing or time.monotonic() > until:
-                return (f"The gateway does not follow: {missing}.",) if missing else ()
+                return (f"The gateway does not follow: {missing.rstrip('.')}.",) if missing else ()
             time.sleep(_POLL_S)
 
     def reconcile(self) -> RouteState:
@@ -279,7 +279,7 @@ class ClusterRouter:
             if time.monotonic() >= until:
                 raise UnavailableError(
                     f"The gateway did not confirm revision {current.revision} of its routes within "
-                    f"{self._confirm_s:g} s: {missing}",
+                    f"{self._confirm_s:g} s: {missing.rstrip('.')}.",
                     hint="Is the gateway's controller running? docs/kubernetes-routing.md tells how to look.",
                 )
             time.sleep(_POLL_S)

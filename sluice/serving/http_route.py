@@ -108,7 +108,7 @@ class HttpRouteRouter(ClusterRouter):
             if condition["status"] != "True":
                 raise Refused(
                     f"The Gateway {self._gateway.name!r} refuses the route: {wanted} is {condition['status']} "
-                    f"({condition['reason']}: {condition['message']})"
+                    f"({condition['reason']}: {condition['message']})."
                 )
         if self._proxies is None:
             return ""
