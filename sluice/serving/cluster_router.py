@@ -145,8 +145,11 @@ class ClusterRouter:
         # What was changed just now is given a moment to be followed.
         until = time.monotonic() + _SETTLED_S
         while True:
-            decision, live = self._current()
-            found = self.differences(decision, live, _probe_key(live))
+            try:
+                decision, live = self._current()
+                found = self.differences(decision, live, _probe_key(live))
+            except SluiceError as error:
+                return (str(error),)
             if found:
                 return found
             try:

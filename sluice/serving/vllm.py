@@ -1,11 +1,13 @@
 """vLLM: how it is started here, and a client for what a rollout needs of it.
 
-One server holds the base model and several adapters, each under its own immutable name. Its port has no password and
-can load adapters: only the gateway and the rollout talk to it, on the loopback interface.
+One server holds the base model and several adapters, each under its own immutable name; a server without a shelf holds
+one model alone. Its port has no password and can load adapters: only the gateway and the rollout talk to it, on the
+loopback interface.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,10 +32,12 @@ def served_name(application: str, digest: str) -> str:
 
 @dataclass(frozen=True)
 class VllmSettings:
-    """One vLLM server. `python` is the interpreter of its own environment, `model` the base model's folder.
+    """One vLLM server. `python` is the interpreter of its own environment, `model` the model's folder.
 
-    `base_name` is the base model's served name; `shelf` keeps the adapters that the server holds, so that a restart
-    comes back with them. `grouped_lora` replaces vLLM's slow LoRA operators for CPUs (`vllm_worker/grouped_lora.py`).
+    `base_name` is that model's served name, `also_named` are further ones; `shelf` keeps the adapters that the server
+    holds besides, so that a restart comes back with them (None: it takes no adapters, and runs at the model's own
+    speed). `part` is its name among the local parts. `grouped_lora` replaces vLLM's slow LoRA operators for CPUs
+    (`vllm_worker/grouped_lora.py`).
     `max_lora_rank` is the largest rank that can be loaded (memory for that many rows is set aside in every slot).
     `omp_threads` is VLLM_CPU_OMP_THREADS_BIND: "auto" keeps one core free for everything else, which on a busy
     machine is faster than taking all, because threads that wait for each other spin.
@@ -42,9 +46,11 @@ class VllmSettings:
     python: Path
     model: Path
     base_name: str
-    shelf: AdapterShelf
+    shelf: AdapterShelf | None
     port: int
     host: str = "127.0.0.1"
+    part: str = "vllm"
+    also_named: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_model_len: int = 4096
     max_loras: int = 4
@@ -60,48 +66,42 @@ class VllmSettings:
 
 
 def vllm_service(settings: VllmSettings) -> ServiceSpec:
-    """How to run the server. Writes the shelf's list first, which the command reads at every start."""
+    """How to run the server. Writes the shelf's list first, if there is one: the command reads it at every start."""
     if not settings.python.exists():
         raise InputError(
             f"serve_python = {str(settings.python)!r} does not exist.",
             hint="`make setup` creates the environment for vLLM; or set SLUICE_SERVE_PYTHON to its interpreter.",
         )
     if not (settings.model / "config.json").is_file():
-        raise InputError(f"The base model's folder {str(settings.model)!r} holds no config.json.")
-    settings.shelf.write_list()
+        raise InputError(f"The model's folder {str(settings.model)!r} holds no config.json.")
     command = (
         str(settings.python), "-m", "vllm.entrypoints.openai.api_server",
-        "--config", str(settings.shelf.list_file),
         "--model", str(settings.model),
-        "--served-model-name", settings.base_name,
+        "--served-model-name", settings.base_name, *settings.also_named,
         "--host", settings.host,
         "--port", str(settings.port),
         "--dtype", settings.dtype,
         "--max-model-len", str(settings.max_model_len),
         "--max-num-seqs", str(settings.max_num_seqs),
         "--enforce-eager",
-        "--enable-lora",
-        "--max-loras", str(settings.max_loras),
-        "--max-lora-rank", str(settings.max_lora_rank),
-        # Without this the embedding and the head are wrapped too, and pay for adapters that never touch them.
-        "--lora-target-modules", *LORA_MODULES,
         "--shutdown-timeout", str(_DRAIN_S),
-        *(("--worker-extension-cls", "grouped_lora.GroupedLora") if settings.grouped_lora else ()),
+        *(_adapters(settings, settings.shelf) if settings.shelf else ()),
     )  # fmt: skip
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": settings.omp_threads,
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
-    if settings.grouped_lora:
-        environment["PYTHONPATH"] = str(_WORKER_FOLDER)
+    if settings.shelf:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+        if settings.grouped_lora:
+            environment["PYTHONPATH"] = str(_WORKER_FOLDER)
     return ServiceSpec(
-        name="vllm",
+        name=settings.part,
         command=command,
         environment=environment,
         health=HealthCheck.http(f"{settings.url}/health"),
@@ -111,6 +111,19 @@ def vllm_service(settings: VllmSettings) -> ServiceSpec:
         stop_group=False,
         url=settings.url,
     )
+
+
+def _adapters(settings: VllmSettings, shelf: AdapterShelf) -> tuple[str, ...]:
+    shelf.write_list()
+    return (
+        "--config", str(shelf.list_file),
+        "--enable-lora",
+        "--max-loras", str(settings.max_loras),
+        "--max-lora-rank", str(settings.max_lora_rank),
+        # Without this the embedding and the head are wrapped too, and pay for adapters that never touch them.
+        "--lora-target-modules", *LORA_MODULES,
+        *(("--worker-extension-cls", "grouped_lora.GroupedLora") if settings.grouped_lora else ()),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,12 +138,15 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `tokens` are (text, log-probability) of each token; `first` the most likely first tokens."""
+    """One answer. `tokens` are (text, log-probability) of each token; `first` the most likely first tokens; `prompt`
+    and `ids` the numbers of the prompt's and the answer's tokens, the one that ended it included."""
 
     text: str
     finish_reason: str
     tokens: tuple[tuple[str, float], ...] = ()
     first: dict[str, float] = field(default_factory=dict)
+    prompt: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class VllmClient:
@@ -165,32 +181,39 @@ class VllmClient:
         listed = self._json(self._request("GET", "/v1/models"))["data"]
         return tuple(ServedModel(entry["id"], entry.get("parent"), str(entry.get("root") or "")) for entry in listed)
 
-    def load_adapter(self, name: str, folder: Path) -> None:
-        """Load an adapter under a new name. Loaded already from the same folder is success.
+    def load_adapter(self, name: str, folder: Path) -> bool:
+        """Load an adapter under a new name. False when it was loaded already from the same folder.
 
         Raises `ConflictError` when the name is taken by another folder: a live name is never replaced, since answers
         in flight would mix two adapters.
         """
         if self._held(name, folder):
-            return
+            return False
         response = self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if response.status_code != 200 and not self._held(name, folder):
             raise UnavailableError(
-                f"vLLM refused the adapter {name!r} from {str(folder)!r}: {_message(response)}.",
+                f"vLLM at {self.url} refused the adapter {name!r} from {str(folder)!r}: {_message(response)}.",
                 hint="Its log tells more: `sluice logs vllm`.",
             )
+        return True
 
     def unload_adapter(self, name: str) -> None:
         """Unload an adapter; one that is not loaded is success. Send no request to it any more, then wait, first."""
         response = self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
         if response.status_code not in (200, 404):
-            raise UnavailableError(f"vLLM did not unload {name!r}: {_message(response)}.")
+            raise UnavailableError(f"vLLM at {self.url} did not unload {name!r}: {_message(response)}.")
 
     def running_requests(self) -> int:
         """Requests that run or wait in the server now, of all models together."""
         text = self._request("GET", "/metrics").text
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting{", "vllm:num_requests_waiting ")
         return int(sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(names)))
+
+    def adapter_slots(self) -> int | None:
+        """How many adapters the server holds at once. It tells only when it has been asked something: None before."""
+        text = self._request("GET", "/metrics").text
+        found = re.search(r'^vllm:lora_requests_info\{[^}]*max_lora="(\d+)"', text, re.MULTILINE)
+        return int(found[1]) if found else None
 
     def wait_idle(self, *, timeout_s: float) -> None:
         """Wait until nothing runs in the server. Raises `UnavailableError` after `timeout_s` seconds."""
@@ -218,19 +241,23 @@ class VllmClient:
             "temperature": 0,
             "logprobs": True,
             "top_logprobs": 5,
+            "return_token_ids": True,
         }
         response = self._request("POST", "/v1/chat/completions", body, headers)
         if response.status_code != 200:
             raise UnavailableError(
                 f"{self.url} answers {response.status_code} for the model {model!r}: {_message(response)}."
             )
-        choice = self._json(response)["choices"][0]
+        content = self._json(response)
+        choice = content["choices"][0]
         steps = (choice.get("logprobs") or {}).get("content") or []
         answer = Answer(
             text=choice["message"].get("content") or "",
             finish_reason=str(choice.get("finish_reason")),
             tokens=tuple((step["token"], float(step["logprob"])) for step in steps),
             first={top["token"]: float(top["logprob"]) for top in steps[0]["top_logprobs"]} if steps else {},
+            prompt=tuple(content.get("prompt_token_ids") or ()),
+            ids=tuple(choice.get("token_ids") or ()),
         )
         return answer, dict(response.headers)
 
@@ -239,7 +266,7 @@ class VllmClient:
             if model.name == name:
                 if model.root != str(folder):
                     raise ConflictError(
-                        f"vLLM holds {name!r} from {model.root!r} already, not from {str(folder)!r}.",
+                        f"vLLM at {self.url} holds {name!r} from {model.root!r} already, not from {str(folder)!r}.",
                         hint="A served name belongs to one digest for ever; unload it first if that is meant.",
                     )
                 return True
