@@ -11,7 +11,7 @@ from sluice.components.bring_up import kept_probes
 from sluice.components.live_answers import LiveAnswers
 from sluice.components.rollback import tell_ledger
 from sluice.components.rollout_facts import open_events, store_of
-from sluice.components.served import gateway_settings, release_name, router, server_url, target
+from sluice.components.served import gateway_settings, local_router, release_name, router, server_url, target
 from sluice.components.workspace import Workspace
 from sluice.curation.trace_store import open_trace_store
 from sluice.infra.errors import ConflictError
@@ -108,7 +108,7 @@ def open_rollout(
     chosen = find_policy(policy)
     override = allow_override and settings.release.allow_override
     gateway = router(settings)
-    requests = GatewaySamples(AccessLog(gateway_settings(settings).access_log), gateway)
+    requests = GatewaySamples(AccessLog(gateway_settings(settings).access_log), local_router(settings))
     answers = LiveAnswers(open_trace_store(settings), judge=settings.traces.judge_score)
     events = open_events(settings)
     rollout = Rollout(
