@@ -102,7 +102,7 @@ def facts(state: RolloutState | None = None, **changes: Any) -> RolloutFacts:
         rollout=state,
         policy=default_policy(),
         active={STABLE.release: 5, CANARY.release: 2},
-        slots=(2, 4),
+        slots=("http://127.0.0.1:8000 holds 2 of 4 adapters.",),
         lease=LeaseFacts("release on host-1", 7, state is not None and not state.ended),
     )
     return replace(found, **changes)

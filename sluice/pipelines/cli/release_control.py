@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from sluice.serving.rollout_facts import RolloutFacts
     from sluice.serving.rollout_state import RolloutState
 
-release_app = typer.Typer(
-    no_args_is_help=True, help="Watch the rollout under way, steer it, end it."
-)
+release_app = typer.Typer(no_args_is_help=True, help="Watch the rollout under way, steer it, end it.")
 
 _START = "`sluice approve VERSION` starts one; `sluice release history` lists those before."
 _INTERVAL_S = 0.5
@@ -47,7 +45,7 @@ def status(release: Release = "", as_json: JsonFlag = False) -> None:
     """Show who answers users now, and where the rollout stands: steps, time left, every metric, what is missing."""
     from sluice.pipelines.cli.rollout_view import RolloutView
 
-    facts = _facts(load_settings(), release)
+    facts = _facts(load_settings(), release, servers=True)
     if as_json:
         show_json(facts.to_json())
         return
@@ -129,9 +127,7 @@ def abort(
 
 @release_app.command("history")
 def history(
-    release: Annotated[
-        str, typer.Argument(metavar="[RELEASE]", help="Only this one: digest or name")
-    ] = "",
+    release: Annotated[str, typer.Argument(metavar="[RELEASE]", help="Only this one: digest or name")] = "",
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the timeline of RELEASE as a page that needs no network")
     ] = None,
@@ -239,12 +235,12 @@ def _order(kind: OrderKind, release: str, reason: str, *, as_json: bool) -> None
         console.print("[yellow]No controller is at work now; the next one obeys (`sluice run release`).[/]")
 
 
-def _facts(settings: Settings, release: str = "") -> RolloutFacts:
+def _facts(settings: Settings, release: str = "", *, servers: bool = False) -> RolloutFacts:
     """Facts about the rollout that `release` names. Raises `InputError` when it names none or several."""
     from sluice.components.rollout_facts import gather, store_of
 
     if not release:
-        return gather(settings)
+        return gather(settings, servers=servers)
     states = store_of(settings).states()
     digits = release.removeprefix("sha256:")
     found = [
@@ -257,7 +253,7 @@ def _facts(settings: Settings, release: str = "") -> RolloutFacts:
             f"RELEASE = {release!r} names {'no rollout' if not found else f'{len(found)} rollouts'}.",
             hint=f"There are {', '.join(state.target.served_name for state in states) or 'none yet'}.",
         )
-    return gather(settings, found[0].release)
+    return gather(settings, found[0].release, servers=servers)
 
 
 def _under_way(facts: RolloutFacts) -> RolloutState:

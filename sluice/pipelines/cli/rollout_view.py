@@ -1,7 +1,7 @@
 """A rollout on a terminal: who answers whom, where it stands, how every metric looks. Colour is never the only sign.
 
-metric        canary  stable   difference                  │ as stable   ┆ fails above   ║ margin
-error rate         7      16   +1.2 pts (-3.0 to +5.1)   ──●──│──         ┆              ║         ? inconclusive
+    metric           n       difference                 better ←   → worse            verdict
+    error rate       7 / 16  +1.2 pts  -3.0 to +5.1    ──●──│──    ┆           ║     ? inconclusive
 """
 
 from __future__ import annotations
@@ -162,9 +162,7 @@ class RolloutView:
         if facts.webhook:
             notes.append(f"The events' webhook: {facts.webhook}; {facts.undelivered} wait for it")
         lines: list[RenderableType] = [Text(f"! {note}", style="yellow") for note in notes]
-        if facts.slots is not None:
-            used, places = facts.slots
-            lines.append(Text(f"places for adapters: {used} of {places} taken", style="dim"))
+        lines += [Text(sentence, style="dim") for sentence in facts.slots]
         return [Text(""), *lines] if lines else []
 
 
@@ -175,7 +173,7 @@ def metrics_table(analysis: AnalysisResult, width: int) -> RenderableType:
     table.add_column("n", justify="right", no_wrap=True)
     if width >= _NARROW:
         table.add_column("difference", justify="right", no_wrap=True)
-    plot = 26 if width < _NARROW else 34 if width < _WIDE else 48
+    plot = 28 if width < _NARROW else 34 if width < _WIDE else 48
     table.add_column(_scale(plot), no_wrap=True, width=plot)
     table.add_column("verdict", no_wrap=True)
     if width >= _WIDE:
@@ -250,4 +248,3 @@ def _event(event: RolloutEvent) -> tuple[RenderableType, ...]:
 def _bar(share: int, width: int, style: str) -> Text:
     filled = round(share * width / 100)
     return Text.assemble(("█" * filled, style), ("░" * (width - filled), "dim"))
-
