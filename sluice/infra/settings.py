@@ -97,6 +97,11 @@ class ServingSettings(Section):
     )
     gateway_url: str | None = Field(None, description="address that clients use")
     gateway_admin_url: str | None = Field(None, description="Envoy's admin address")
+    mode: Literal["adapters", "merged"] = Field(
+        "adapters",
+        description="adapters: releases side by side in one vLLM; merged: a server for each, with the adapter merged "
+        "into its base (docs/merged-models.md)",
+    )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_model_len: int = Field(
         4096, ge=64, description="tokens of prompt and answer; a judge's prompts need 1,500 and more"
