@@ -7,13 +7,14 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sluice.components.retiring import slots
 from sluice.components.served import router
 from sluice.components.workspace import Workspace
-from sluice.infra.errors import InputError, SluiceError
+from sluice.infra.errors import InputError, SluiceError, UnavailableError
 from sluice.provenance.canonical import hex_of
 from sluice.serving.durable import replace_file
 from sluice.serving.errand import Errand
@@ -69,8 +70,10 @@ def gather(settings: Settings, release: str = "", *, servers: bool = False) -> R
 
 
 def keep_policy(settings: Settings, release: str, policy: RolloutPolicy) -> None:
-    """Note by which policy a rollout runs, for those who watch it: the file it came from may change meanwhile."""
-    replace_file(_policy(settings, release), policy.model_dump_json(indent=1))
+    """Note by which policy a rollout runs, for those who watch it: the file it came from may change meanwhile. Where
+    nothing can be written, nobody's users wait for it."""
+    with suppress(UnavailableError):
+        replace_file(_policy(settings, release), policy.model_dump_json(indent=1))
 
 
 def read_policy(settings: Settings, release: str) -> RolloutPolicy | None:

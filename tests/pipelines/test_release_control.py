@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-import urllib.request
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from sluice.components.rollout_facts import gather, keep_policy, store_of
 from sluice.infra.access import login
@@ -162,13 +161,11 @@ def test_metrics_are_printed_written_whole_and_served(settings: Settings, tmp_pa
     for text, status in ((lambda: "a 1\n", 200), (failing, 503)):
         with metrics_server(0, text) as server:
             threading.Thread(target=server.handle_request, daemon=True).start()
-            address = f"http://127.0.0.1:{server.server_port}/metrics"
-            try:
-                with urllib.request.urlopen(address, timeout=5) as found:
-                    assert (found.status, found.read()) == (200, b"a 1\n")
-                    assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
-            except urllib.error.HTTPError as error:
-                assert error.code == status
+            found = httpx.get(f"http://127.0.0.1:{server.server_port}/metrics", timeout=5)
+        assert found.status_code == status
+        if status == 200:
+            assert found.text == "a 1\n"
+            assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
 def test_a_policy_is_shown_as_it_was_when_the_rollout_began(settings: Settings) -> None:
