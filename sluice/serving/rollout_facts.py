@@ -36,9 +36,9 @@ class TimeLeft:
 class RolloutFacts:
     """`rollout` is the one under way, else the latest; `states` are all, latest change last. `policy` is the one that
     the rollout runs by. `gateway` says why the routes are not known, empty when they are; `drift` how the data plane
-    differs from them. `active` counts requests by release; `slots` says of each server which adapters it holds for whom.
-    `analysed` is when its figures were last looked at, `undelivered` events wait for the webhook, whose trouble is
-    `webhook`. Times in seconds since the epoch."""
+    differs from them. `active` counts requests by release; `slots` says of each server which adapters it holds for
+    whom. `analysed` is when its figures were last looked at, `undelivered` events wait for the webhook, whose trouble
+    is `webhook`. Times in seconds since the epoch."""
 
     application: str
     now: float

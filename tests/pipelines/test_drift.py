@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from sluice.components.rollout_facts import store_of
 from sluice.infra.errors import UnavailableError
 from sluice.infra.settings import Settings, load_settings
 from sluice.pipelines import drift
@@ -23,7 +24,8 @@ class Live:
     """The gateway, servers, ledger and aliases of a test; all agree at first."""
 
     def __init__(self) -> None:
-        self.routes, self.lag = RouteState(STABLE), ()
+        self.routes = RouteState(STABLE)
+        self.lag: tuple[str, ...] = ()
         self.names = {STABLE.served_name}
         self.champion: str | None = STABLE.release
         self.aliases: dict[str, str | None] = {"champion": STABLE.release}
@@ -123,7 +125,7 @@ def test_another_champion_is_a_difference_but_not_while_a_rollout_moves(live: Li
     settings: Settings = load_settings()
     (found,) = find_drift(settings)
     assert (found.part, STABLE.served_name in found.sentence) == ("champion", True)
-    drift.store_of(settings).save(holding())
+    store_of(settings).save(holding())
     assert find_drift(settings) == ()
 
 

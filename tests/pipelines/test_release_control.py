@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,3 +175,18 @@ def test_a_policy_is_shown_as_it_was_when_the_rollout_began(settings: Settings) 
     policy = default_policy().model_copy(update={"bake_s": 1234.0})
     keep_policy(settings, CANARY.release, policy)
     assert gather(settings).policy == policy
+
+
+def test_the_lease_and_the_cool_down_beside_the_rollouts_are_none(settings: Settings) -> None:
+    from sluice.serving.controller_lease import FileLease
+    from sluice.serving.rollout_store import CoolDown
+
+    folder = settings.home / "rollouts"
+    store_of(settings).save(holding())
+    store_of(settings).set_cool_down(CoolDown(CANARY.release, "slow", time.time() + 60))
+    held = FileLease(folder, "release on host-1").acquire()
+    facts = gather(settings)
+    assert (facts.lease.holder, facts.lease.token, facts.lease.held) == ("release on host-1", held.token, True)
+    assert 50 < facts.cooling_s() <= 60
+    held.release()
+    assert not gather(settings).lease.held

@@ -1,7 +1,7 @@
 """A rollout on a terminal: who answers whom, where it stands, how every metric looks. Colour is never the only sign.
 
-    metric           n       difference                 better ←   → worse            verdict
-    error rate       7 / 16  +1.2 pts  -3.0 to +5.1    ──●──│──    ┆           ║     ? inconclusive
+metric           n       difference                 better ←   → worse            verdict
+error rate       7 / 16  +1.2 pts  -3.0 to +5.1    ──●──│──    ┆           ║     ? inconclusive
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ PHASES = {
     "failed": "everybody is back on stable, and it may not rise again",
 }  # fmt: skip
 PAUSED = "paused: it keeps this share, is compared with stable, and is rolled back if it fails"
-LEGEND = (
-    "│ as stable   ┆ fails when all of the interval is right of it   ║ passes when all is left of it   "
-    "( ) shown, not deciding"
-)
+LEGEND = "│ as stable   ┆ fails when all is right of it   ║ passes when all is left of it   ( ) shown, not deciding"
 SHORT_LEGEND = "│ as stable  ┆ fails right of it  ║ passes left of it  ( ) not deciding"
 _NARROW, _WIDE = 116, 160
 _EVENTS = 6
