@@ -7,7 +7,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,14 +18,18 @@ import pytest
 
 from sluice.infra.errors import ConflictError, UnavailableError
 from sluice.infra.health import probe
-from sluice.serving.access_log import AccessLog, GatewaySamples
+from sluice.serving.access_log import AccessLog
 from sluice.serving.adapters import AdapterShelf, load_adapter, unload_adapter
-from sluice.serving.analysis import AnalysisResult, Minimum, Verdict
+from sluice.serving.analysis import AnalysisResult, Verdict
+from sluice.serving.control import Order
+from sluice.serving.controller_lease import FileLease
+from sluice.serving.gateway_samples import GatewaySamples
+from sluice.serving.observations import Observed
 from sluice.serving.parity import ReferenceAnswer
-from sluice.serving.policy import RolloutPolicy, default_policy
+from sluice.serving.policy import Minimum, RolloutPolicy, default_policy
 from sluice.serving.probes import ProbeCheck, ProbeReport, Served, probe_gateway, run_probes
 from sluice.serving.rollout import Rollout
-from sluice.serving.rollout_state import FileRolloutStore
+from sluice.serving.rollout_store import FileRolloutStore
 from sluice.serving.routes import RouteState, Target
 from sluice.serving.slots import server_slots
 from sluice.serving.vllm import VllmClient, VllmSettings, vllm_service
@@ -47,11 +51,32 @@ class Recorded:
 
     lines: list[str] = field(default_factory=list)
 
-    def step(self, release: str, step: int, weight: int, verdict: Verdict, analysis: AnalysisResult | None) -> None:
+    def step(
+        self,
+        release: str,
+        step: int,
+        weight: int,
+        verdict: Verdict,
+        analysis: AnalysisResult | None,
+        ordered: Order | None = None,
+    ) -> None:
         self.lines.append(f"{weight} {verdict}")
 
     def failure(self, release: str, stable: str, reason: str, analysis: AnalysisResult | None) -> None:
         self.lines.append(f"failure {reason}")
+
+    def withdrawal(self, release: str, stable: str, reason: str) -> None:
+        self.lines.append(f"withdrawal {reason}")
+
+
+@dataclass
+class Shadow:
+    """What the canary answers in the shadow."""
+
+    samples: GatewaySamples
+
+    def observe(self, canary: str, stable: str, since: float, until: float) -> Observed:
+        return self.samples.shadow_samples(canary, stable, since, until)
 
 
 @contextmanager
@@ -95,51 +120,77 @@ def quick(policy: RolloutPolicy) -> RolloutPolicy:
     return policy.model_copy(update={"steps": steps, "bake_s": 0.5, "check_interval_s": 0.2})
 
 
-def rollout(gateway: Gateway, canary: Target, folder: Path, recorded: Recorded) -> Rollout:
+def rollout(
+    gateway: Gateway, canary: Target, folder: Path, recorded: Recorded, *, probed: Callable[[], None] = lambda: None
+) -> Rollout:
+    samples = GatewaySamples(AccessLog(gateway.settings.access_log), gateway.router)
+
+    def probe() -> ProbeReport:
+        probed()
+        return ProbeReport(canary.served_name, (ProbeCheck("answers", True, "It answers."),))
+
     return Rollout(
         canary,
         policy=quick(default_policy()),
         router=gateway.router,
         store=FileRolloutStore(folder),
-        source=GatewaySamples(AccessLog(gateway.settings.access_log), lambda *_: (0, 0)),
+        lease=FileLease(folder, canary.served_name),
+        source=samples,
+        shadow=Shadow(samples),
         recorder=recorded,
         authorize=lambda: None,
-        probe=lambda: ProbeReport(canary.served_name, (ProbeCheck("answers", True, "It answers."),)),
+        probe=probe,
+        confirm=lambda routes: gateway.router.confirm_traffic(routes, within_s=2),
     )
 
 
-def test_a_good_release_is_promoted_and_a_bad_one_is_out_within_seconds(tmp_path: Path) -> None:
+def test_a_good_release_is_promoted_and_bad_ones_are_out_within_seconds(tmp_path: Path) -> None:
+    folder = tmp_path / "rollouts"
     with (
         upstream() as first,
         upstream() as second,
         running_gateway(tmp_path / "gateway", target("a", first.port)) as gateway,
     ):
-        good, bad = target("c", second.port), target("d", first.port)
+        good, bad, late = target("c", second.port), target("d", first.port), target("e", first.port)
         recorded = Recorded()
         with traffic(gateway) as answers:
-            run = rollout(gateway, good, tmp_path / "rollouts", recorded)
+            run = rollout(gateway, good, folder, recorded)
             assert run.run().verdict == "promote", recorded.lines
             run.finish()
             assert gateway.router.state() == RouteState(good)
             assert {status for _, status in answers} == {200}
 
+            # Broken from the beginning: seen in the shadow, by nobody else.
             first.modes[bad.served_name] = "fail"
-            begun, before = time.monotonic(), len(answers)
-            result = rollout(gateway, bad, tmp_path / "rollouts", recorded).run()
-            took = time.monotonic() - begun
-            time.sleep(0.3)
+            result = rollout(gateway, bad, folder, recorded).run()
+            assert result.verdict == "failed"
+            assert {event.weight for event in result.events} == {0}
+            assert {status for _, status in answers} == {200}
+
+            # Broken once it has users: out within two seconds of the evidence.
+            def breaks() -> None:
+                while gateway.router.state().weight == 0:
+                    time.sleep(0.01)
+                first.modes[late.served_name] = "fail"
+
+            breaker = threading.Thread(target=breaks)
+            result = rollout(gateway, late, folder, recorded, probed=breaker.start).run()
+            breaker.join()
             after = len(answers)
             time.sleep(0.5)
         assert result.verdict == "failed"
-        assert "failed or broken answers" in result.sentence.lower()
-        assert took < 15
+        back = next(event for event in result.events if event.kind == "rollback")
+        assert back.analysis is not None
+        assert len(back.analysis.convicting) >= 5
+        assert back.time - sorted(one.known for one in back.analysis.convicting)[4] < 2
+        seen = next(event.sentence for event in result.events if event.kind == "note" and event.time > back.time)
+        assert "none elsewhere" in seen
         assert recorded.lines[-1].startswith("failure")
         # Stable's users never noticed, and nobody met the bad release after the rollback.
-        during = answers[before:]
-        assert {status for release, status in during if release == good.release} == {200}
-        assert any(status != 200 for _, status in during)
+        assert {status for release, status in answers if release == good.release} == {200}
+        assert any(status != 200 for _, status in answers)
         assert {status for _, status in answers[after:]} == {200}
-        assert [line for line in recorded.lines if line.startswith("100")] == ["100 inconclusive", "100 pass"]
+        assert recorded.lines.count("50 pass") == 1
 
 
 @pytest.fixture(scope="module")
