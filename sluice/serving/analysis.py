@@ -1,258 +1,262 @@
-"""Is the canary worse than stable? One window of time, two releases, a verdict for each metric and for the whole.
+"""Is the canary worse than stable? Two releases, all their figures since the rollout began, a verdict for each metric
+and for the whole.
 
-Two questions are asked of every metric, each with its own confidence:
-- Is it worse? Only if the difference is larger than `fail_above` and more than chance (`fail_confidence`, high,
-  because the question is asked again every few seconds).
-- Is it as good? Only if the whole interval (`pass_confidence`) stays within `tolerance`.
-Neither is a verdict too: inconclusive. No data, too few samples or a value that is not a number is never a pass.
+Two questions are asked of every metric, each with its own chance of error, which holds however often one looks:
+- Is it worse than `fail_above` allows? One gating metric that is, and the release fails, for good.
+- Is it no worse than `margin`? All gating metrics have to be.
+Neither is a verdict too: inconclusive. No data, a source that is down, too few samples or values that are no numbers
+are never a pass. Method and figures: docs/canary-analysis.md.
 """
 
 from __future__ import annotations
 
+import heapq
 import math
-from collections.abc import Sequence
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-from sluice.serving.intervals import Interval, median_ratio, rate_difference
+from sluice.serving.analysis_wording import Counts, how_many_more, metric_sentence
+from sluice.serving.comparison import Comparison, Evidence, Limits
+from sluice.serving.metrics import LIVE_METRICS, Kind, LiveMetric
+from sluice.serving.observations import Sample
+from sluice.serving.policy import AnalysisPolicy, MetricPolicy, Minimum
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
-_FEWEST = 3
-"""A median of fewer values than this says nothing."""
+CONVICTING = 50
+"""Requests that are named for a failing metric, at most."""
 
-
-@dataclass(frozen=True)
-class ReleaseSamples:
-    """What one release did in a window. Counts of requests; latencies in milliseconds, of whole 2xx answers only.
-
-    `errors` are answers other than 2xx, `broken` streams that did not end, `empty` answers without text, `truncated`
-    answers cut at the token limit; the last two are counted among the whole answers.
-    """
-
-    release: str
-    requests: int
-    errors: int = 0
-    broken: int = 0
-    empty: int = 0
-    truncated: int = 0
-    ttft_ms: tuple[float, ...] = ()
-    total_ms: tuple[float, ...] = ()
-    thumbs_up: int = 0
-    thumbs_down: int = 0
-
-    @property
-    def feedback(self) -> int:
-        """Answers that a user judged."""
-        return self.thumbs_up + self.thumbs_down
-
-    @property
-    def whole(self) -> int:
-        """Answers that arrived complete."""
-        return self.requests - self.errors - self.broken
-
-
-class MetricPolicy(BaseModel):
-    """Limits of one metric: for rates a difference (0.1: ten points more), for latencies a ratio (1.5: half more)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    gating: bool = True
-    fail_above: float = Field(ge=0, description="a worse value than this, if more than chance, fails")
-    tolerance: float = Field(gt=0, description="the interval must end below this to pass")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> MetricPolicy:
-        if self.tolerance < self.fail_above:
-            raise ValueError(f"tolerance {self.tolerance} is below fail_above {self.fail_above}: nothing could pass")
-        return self
-
-
-class AnalysisPolicy(BaseModel):
-    """How canary and stable are compared."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pass_confidence: float = Field(0.9, gt=0.5, lt=1)
-    fail_confidence: float = Field(0.99, gt=0.5, lt=1)
-    error_rate: MetricPolicy
-    empty_answers: MetricPolicy
-    truncated_answers: MetricPolicy
-    thumbs_down: MetricPolicy
-    time_to_first_token: MetricPolicy
-    total_time: MetricPolicy
-
-    @model_validator(mode="after")
-    def _ratios(self) -> AnalysisPolicy:
-        for name in ("time_to_first_token", "total_time"):
-            if getattr(self, name).fail_above < 1:
-                raise ValueError(f"{name}.fail_above is a ratio of medians and cannot be below 1")
-        if not any(getattr(self, name).gating for name in METRICS):
-            raise ValueError("no metric is gating: every release would pass")
-        return self
-
-
-METRICS = ("error_rate", "empty_answers", "truncated_answers", "thumbs_down", "time_to_first_token", "total_time")
-
-
-class Minimum(BaseModel):
-    """Fewest samples of the canary for a step to pass. 0 feedback: judged if there is any, not required."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    requests: int = Field(ge=1)
-    feedback: int = Field(0, ge=0)
+_BAD_SHARE = 0.02
+"""More values than this that are no numbers, and nothing is known of a metric."""
 
 
 @dataclass(frozen=True)
 class MetricResult:
-    """One metric: its verdict in a word and in a sentence. `required`: does it decide at this step?
+    """One metric: its verdict in a word and in a sentence.
 
-    `difference`, `low` and `high` are the difference of rates or the ratio of medians; None without data.
+    `estimate`, `low` and `high` are the difference (rates and scores, positive is worse) or the ratio (times, costs) of
+    canary and stable at the same moments; `low` and `high` are always valid and never disagree with the verdict; None
+    where nothing is known. `bound_fail` and `bound_margin` are on the same scale. `canary_mean` and `stable_mean` are in
+    the metric's own unit, over all values. `p_fail` and `p_pass`: always-valid p-values against "no worse than
+    bound_fail" and "worse by bound_margin or more".
     """
 
     name: str
+    kind: Kind
+    gating: bool
     verdict: Verdict
-    required: bool
     sentence: str
-    difference: float | None = None
-    low: float | None = None
-    high: float | None = None
+    estimate: float | None
+    low: float | None
+    high: float | None
+    canary_n: int
+    stable_n: int
+    canary_mean: float | None
+    stable_mean: float | None
+    p_fail: float
+    p_pass: float
+    bound_fail: float
+    bound_margin: float
+
+
+@dataclass(frozen=True)
+class Conviction:
+    """A request of the canary behind a failing metric. `known` in seconds since the epoch."""
+
+    request_id: str
+    session: str
+    metric: str
+    value: float
+    detail: str
+    known: float
 
 
 @dataclass(frozen=True)
 class AnalysisResult:
-    """The verdict of one look at one window, with every metric's."""
+    """The verdict of one look, with every metric's. `convicting` is empty unless a metric failed."""
 
     verdict: Verdict
     sentence: str
     metrics: tuple[MetricResult, ...]
-    canary: ReleaseSamples
-    stable: ReleaseSamples
+    convicting: tuple[Conviction, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """For records and screens; counts and medians instead of the single samples."""
-        return {
-            "verdict": self.verdict,
-            "sentence": self.sentence,
-            "metrics": [asdict(metric) for metric in self.metrics],
-            "canary": _shown(self.canary),
-            "stable": _shown(self.stable),
-        }
+        return asdict(self)
 
-
-def analyse(canary: ReleaseSamples, stable: ReleaseSamples, policy: AnalysisPolicy, minimum: Minimum) -> AnalysisResult:
-    """Compare two releases of one window. Pure: the same samples always give the same result."""
-    looks = _Looks(policy, minimum)
-    metrics = (
-        looks.rate("error_rate", "failed or broken answers", canary, stable, _failed(canary), _failed(stable)),
-        looks.rate("empty_answers", "empty answers", canary, stable,
-                   _part(canary.empty, canary), _part(stable.empty, stable)),
-        looks.rate("truncated_answers", "answers cut at the limit", canary, stable,
-                   _part(canary.truncated, canary), _part(stable.truncated, stable)),
-        looks.rate("thumbs_down", "thumbs down", canary, stable,
-                   (canary.thumbs_down, canary.feedback), (stable.thumbs_down, stable.feedback)),
-        looks.latency("time_to_first_token", "time to first token", canary.ttft_ms, stable.ttft_ms),
-        looks.latency("total_time", "time of the whole answer", canary.total_ms, stable.total_ms),
-    )  # fmt: skip
-    failed = [metric for metric in metrics if metric.required and metric.verdict == "fail"]
-    if failed:
-        return AnalysisResult("fail", " ".join(metric.sentence for metric in failed), metrics, canary, stable)
-    if canary.requests < minimum.requests or canary.feedback < minimum.feedback:
-        sentence = (
-            f"{canary.requests} of {minimum.requests} requests and {canary.feedback} of {minimum.feedback} judgements "
-            "so far."
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> AnalysisResult:
+        """The inverse of `to_json`. Raises `KeyError` or `TypeError` on foreign content."""
+        return cls(
+            content["verdict"],
+            content["sentence"],
+            tuple(MetricResult(**metric) for metric in content["metrics"]),
+            tuple(Conviction(**request) for request in content["convicting"]),
         )
-        return AnalysisResult("inconclusive", sentence, metrics, canary, stable)
-    # Not "none of them is inconclusive": a pass needs every metric that decides to have passed.
-    open_metrics = [metric for metric in metrics if metric.required and metric.verdict != "pass"]
-    if open_metrics:
-        sentence = " ".join(metric.sentence for metric in open_metrics)
-        return AnalysisResult("inconclusive", sentence, metrics, canary, stable)
-    count = sum(metric.required for metric in metrics)
-    sentence = f"No worse than stable in {count} metrics over {canary.requests} requests."
-    return AnalysisResult("pass", sentence, metrics, canary, stable)
 
 
-class _Looks:
-    """Judges single metrics under one policy."""
+class Analysis:
+    """The comparison of one rollout: fed with samples, asked for verdicts, in any order. The same samples and the same
+    beginnings of steps always give the same verdicts."""
 
-    def __init__(self, policy: AnalysisPolicy, minimum: Minimum) -> None:
-        self._policy = policy
-        self._minimum = minimum
+    def __init__(self, policy: AnalysisPolicy, canary: str, stable: str) -> None:
+        self._releases = {stable: False, canary: True}
+        gating = sum(metric.gating for metric in policy.metrics.values())
+        # Bonferroni: the chances of the metrics that may end the rollout add up to no more than `false_rollback`.
+        fail_level = policy.false_rollback / gating
+        self._metrics = {
+            name: _Metric(LIVE_METRICS[name], limits, fail_level, policy.false_pass)
+            for name, limits in policy.metrics.items()
+        }
+        self._most = policy.requests_per_session
+        self._used: Counter[tuple[str, str, str]] = Counter()
+        self._known: dict[str, list[float]] = {"error_rate": [], "thumbs_down": []}
 
-    def rate(
-        self,
-        name: str,
-        noun: str,
-        canary: ReleaseSamples,
-        stable: ReleaseSamples,
-        of_canary: tuple[int, int],
-        of_stable: tuple[int, int],
-    ) -> MetricResult:
-        limits: MetricPolicy = getattr(self._policy, name)
-        required = limits.gating
-        if name == "thumbs_down" and self._minimum.feedback == 0 and of_canary[1] == 0:
-            required = False
-        counts = f"{_share(of_canary)} on the canary, {_share(of_stable)} on stable"
-        if not of_canary[1] or not of_stable[1]:
-            return MetricResult(name, "inconclusive", required, f"No data on {noun} ({counts}).")
-        strict = rate_difference(of_canary, of_stable, self._policy.fail_confidence)
-        loose = rate_difference(of_canary, of_stable, self._policy.pass_confidence)
-        result = _judge(name, f"{noun.capitalize()}: {counts}", limits, required, strict, loose, 0.0)
-        if name == "thumbs_down" and self._minimum.feedback == 0 and result.verdict == "inconclusive":
-            return MetricResult(**{**asdict(result), "required": False})
-        return result
+    def add(self, samples: Iterable[Sample]) -> None:
+        """Samples later than all that were added before. Those of other releases and metrics do not count."""
+        for sample in sorted(samples, key=lambda each: each.known):
+            canary = self._releases.get(sample.release)
+            if canary is None:
+                continue
+            metric = self._metrics.get(sample.metric)
+            if metric is not None and not metric.sound(sample.value):
+                metric.bad[canary] += 1
+                continue
+            if self._most and sample.session:
+                key = sample.metric, sample.release, sample.session
+                self._used[key] += 1
+                if self._used[key] > self._most:
+                    continue
+            if canary and sample.metric in self._known:
+                insort(self._known[sample.metric], sample.known)
+            if metric is not None:
+                metric.add(sample, canary)
 
-    def latency(self, name: str, noun: str, canary: Sequence[float], stable: Sequence[float]) -> MetricResult:
-        limits: MetricPolicy = getattr(self._policy, name)
-        if len(canary) < _FEWEST or len(stable) < _FEWEST:
-            sentence = f"Too few answers for the {noun} ({len(canary)} on the canary, {len(stable)} on stable)."
-            return MetricResult(name, "inconclusive", limits.gating, sentence)
-        if not all(math.isfinite(value) and value > 0 for value in (*canary, *stable)):
-            # Envoy counts whole milliseconds: a 0 is an answer faster than its clock.
-            if all(math.isfinite(value) and value >= 0 for value in (*canary, *stable)):
-                canary, stable = [max(value, 0.5) for value in canary], [max(value, 0.5) for value in stable]
-            else:
-                sentence = f"The {noun} holds a value that is not a time."
-                return MetricResult(name, "inconclusive", limits.gating, sentence)
-        strict = median_ratio(canary, stable, self._policy.fail_confidence)
-        loose = median_ratio(canary, stable, self._policy.pass_confidence)
-        text = f"{noun.capitalize()}: {strict.estimate:.2f} times stable's"
-        return _judge(name, text, limits, limits.gating, strict, loose, 1.0)
+    def result(self, minimum: Minimum, *, since: float, missing: Mapping[str, str]) -> AnalysisResult:
+        """The verdict now. `minimum` is that of the running step, which began at `since` (epoch seconds); `missing`
+        says, by metric, why no figures can be had."""
+        looks = [
+            (metric, self._look(name, metric, minimum, since, missing.get(name)))
+            for name, metric in self._metrics.items()
+        ]
+        results = tuple(result for _, result in looks)
+        failed = [(metric, result) for metric, result in looks if result.gating and result.verdict == "fail"]
+        if failed:
+            sentence = " ".join(result.sentence for _, result in failed)
+            convicting = tuple(request for metric, _ in failed for request in metric.convicting())
+            return AnalysisResult("fail", sentence, results, convicting)
+        feedback_asked = minimum.feedback > 0
+        # Not "none of them is inconclusive": a pass needs every metric that decides to have passed.
+        undecided = [
+            result.sentence
+            for _, result in looks
+            if result.gating
+            and result.verdict != "pass"
+            and (result.name != "thumbs_down" or feedback_asked or "thumbs_down" in missing)
+        ]
+        undecided = [*self._too_few(minimum, since), *undecided]
+        if undecided:
+            return AnalysisResult("inconclusive", " ".join(undecided), results)
+        count = sum(result.gating for result in results)
+        requests = len(self._known["error_rate"])
+        return AnalysisResult("pass", f"No worse than stable in {count} metrics over {requests} requests.", results)
+
+    def _look(self, name: str, metric: _Metric, minimum: Minimum, since: float, missing: str | None) -> MetricResult:
+        evidence = metric.comparison.evidence(since)
+        verdict: Verdict = "inconclusive"
+        if evidence.p_fail <= metric.tested.fail_level:
+            verdict = "fail"
+        elif evidence.p_pass <= metric.tested.pass_level and not (missing or metric.open(evidence)):
+            verdict = "pass"
+        sentence = missing if missing and verdict != "fail" else metric.sentence(verdict, evidence)
+        counts = metric.counts()
+        return MetricResult(
+            name,
+            metric.about.kind,
+            metric.limits.gating,
+            verdict,
+            sentence,
+            evidence.estimate,
+            evidence.low,
+            evidence.high,
+            counts.canary_n,
+            counts.stable_n,
+            counts.canary_mean,
+            counts.stable_mean,
+            evidence.p_fail,
+            evidence.p_pass,
+            metric.tested.fail,
+            metric.tested.margin,
+        )
+
+    def _too_few(self, minimum: Minimum, since: float) -> Iterator[str]:
+        for name, noun, needed in (
+            ("error_rate", "request", minimum.requests),
+            ("thumbs_down", "judged answer", minimum.feedback),
+        ):
+            known = self._known[name]
+            seen = len(known) - bisect_left(known, since)
+            if seen < needed:
+                elapsed = known[-1] - since if seen else 0.0
+                yield f"{how_many_more(needed - seen, noun, seen, elapsed)} ({seen} of {needed} in this step)."
 
 
-def _judge(
-    name: str, text: str, limits: MetricPolicy, required: bool, strict: Interval, loose: Interval, equal: float
-) -> MetricResult:
-    """`equal` is the value at which canary and stable are the same: 0 for a difference, 1 for a ratio."""
-    verdict: Verdict
-    if strict.low > equal and strict.estimate > limits.fail_above:
-        verdict, why = "fail", f"worse than the {limits.fail_above:g} allowed, and not by chance"
-    elif loose.high <= limits.tolerance:
-        verdict, why = "pass", f"at most {loose.high:.2f}, within {limits.tolerance:g}"
-    else:
-        verdict, why = "inconclusive", f"may be as much as {loose.high:.2f}, more than {limits.tolerance:g}"
-    return MetricResult(name, verdict, required, f"{text} ({why}).", strict.estimate, loose.low, loose.high)
+class _Metric:
+    """One metric's limits, what was counted, and what is compared."""
 
+    def __init__(self, about: LiveMetric, limits: MetricPolicy, fail_level: float, pass_level: float) -> None:
+        self.about, self.limits = about, limits
+        equal = 1.0 if about.kind == "ratio" else 0.0
+        margin = equal if limits.superior else limits.margin
+        self.tested = Limits(limits.fail_above, margin, fail_level, pass_level)
+        self.comparison = Comparison(about.kind, self.tested)
+        self.bad = [0, 0]
+        self._n, self._sums = [0, 0], [0.0, 0.0]
+        self._worst: list[tuple[float, float, int, Conviction]] = []
 
-def _failed(samples: ReleaseSamples) -> tuple[int, int]:
-    return samples.errors + samples.broken, samples.requests
+    def sound(self, value: float) -> bool:
+        """Is `value` one that this metric can have?"""
+        return math.isfinite(value) and value >= 0 and (self.about.kind == "ratio" or value <= 1)
 
+    def add(self, sample: Sample, canary: bool) -> None:
+        value = float(sample.value)
+        if self.about.unit == "ms":
+            # The gateway counts whole milliseconds: 0 is an answer faster than its clock.
+            value = max(value, 0.5)
+        self._n[canary] += 1
+        self._sums[canary] += value
+        self.comparison.add(canary, value, sample.known)
+        if canary and (self.about.kind != "rate" or value > 0):
+            self._remember(sample, value)
 
-def _part(count: int, samples: ReleaseSamples) -> tuple[int, int]:
-    return count, samples.whole
+    def convicting(self) -> tuple[Conviction, ...]:
+        """The canary's requests behind this metric, the latest last."""
+        return tuple(sorted((each[3] for each in self._worst), key=lambda request: request.known))
 
+    def open(self, evidence: Evidence) -> bool:
+        """Is something missing, whatever the evidence shows?"""
+        return self._n[1] < self.limits.minimum or evidence.holds or self._too_many_bad()
 
-def _share(counts: tuple[int, int]) -> str:
-    return f"{counts[0]} of {counts[1]}"
+    def counts(self) -> Counts:
+        means = [total / n if n else None for total, n in zip(self._sums, self._n, strict=True)]
+        return Counts(self._n[1], self._n[0], means[1], means[0])
 
+    def sentence(self, verdict: Verdict, evidence: Evidence) -> str:
+        if verdict != "fail" and self._too_many_bad():
+            which, count = ("canary", self.bad[1]) if self.bad[1] else ("stable", self.bad[0])
+            return f"{self.about.noun.capitalize()}: {count} values of {which} are not possible; nothing can be said."
+        return metric_sentence(self.about, self.limits, self.tested, verdict, self.counts(), evidence)
 
-def _shown(samples: ReleaseSamples) -> dict[str, Any]:
-    shown = asdict(samples)
-    for name in ("ttft_ms", "total_ms"):
-        values = sorted(shown.pop(name))
-        shown[f"median_{name}"] = values[len(values) // 2] if values else None
-    return shown
+    def _too_many_bad(self) -> bool:
+        return any(bad > _BAD_SHARE * (bad + n) for bad, n in zip(self.bad, self._n, strict=True))
+
+    def _remember(self, sample: Sample, value: float) -> None:
+        """Rates: the latest bad ones. Else the worst."""
+        found = Conviction(sample.request_id, sample.session, self.about.name, value, sample.detail, sample.known)
+        worse = {"rate": 0.0, "ratio": value, "score": -value}[self.about.kind]
+        # The count breaks ties, so that convictions are never compared.
+        heapq.heappush(self._worst, (worse, sample.known, self._n[1], found))
+        if len(self._worst) > CONVICTING:
+            heapq.heappop(self._worst)
