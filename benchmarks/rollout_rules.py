@@ -164,7 +164,7 @@ class Rollouts:
         self._traffic = traffic
         self._steps = tuple(steps)
         self._baseline = baseline
-        self._exposure = Exposure(traffic)
+        self.exposure = Exposure(traffic)
         self._ended = np.argsort(traffic.end[CANARY], kind="stable")
         self._ends = traffic.end[CANARY][self._ended]
         known = np.where(np.isnan(traffic.score[CANARY]), np.inf, traffic.score_known[CANARY])
@@ -178,7 +178,7 @@ class Rollouts:
         for watch in watches():
             raised, end, backs = self._argo(watch) if watch.tool == "Argo Rollouts" else self._flagger(watch)
             for back in backs:
-                found.append(self._exposure.outcome(raised, min(back, end), failed=back <= end))
+                found.append(self.exposure.outcome(raised, min(back, end), failed=back <= end))
         return found
 
     def _argo(self, watch: Watch) -> tuple[list[tuple[float, float]], float, list[float]]:
