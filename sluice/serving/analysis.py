@@ -11,16 +11,14 @@ are never a pass. Method and figures: docs/canary-analysis.md.
 from __future__ import annotations
 
 import heapq
-import math
-from bisect import bisect_left, insort
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from sluice.serving.analysis_wording import Counts, how_many_more, metric_sentence
+from sluice.serving.analysis_wording import Counts, failing, how_many_more, impossible, passing, undecided
 from sluice.serving.comparison import Comparison, Evidence, Limits
-from sluice.serving.metrics import LIVE_METRICS, Kind, LiveMetric
+from sluice.serving.counting import Counting
+from sluice.serving.metrics import LIVE_METRICS, Kind
 from sluice.serving.observations import Sample
 from sluice.serving.policy import AnalysisPolicy, MetricPolicy, Minimum
 
@@ -29,19 +27,16 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 CONVICTING = 50
 """Requests that are named for a failing metric, at most."""
 
-_BAD_SHARE = 0.02
-"""More values than this that are no numbers, and nothing is known of a metric."""
-
 
 @dataclass(frozen=True)
 class MetricResult:
     """One metric: its verdict in a word and in a sentence.
 
     `estimate`, `low` and `high` are the difference (rates and scores, positive is worse) or the ratio (times, costs) of
-    canary and stable at the same moments; `low` and `high` are always valid and never disagree with the verdict; None
-    where nothing is known. `bound_fail` and `bound_margin` are on the same scale. `canary_mean` and `stable_mean` are in
-    the metric's own unit, over all values. `p_fail` and `p_pass`: always-valid p-values against "no worse than
-    bound_fail" and "worse by bound_margin or more".
+    canary and stable at the same moments. The interval is always valid and does not disagree with the verdict; None
+    where nothing is known, and `high` of a ratio without an upper bound. `bound_fail` and `bound_margin` are on the same
+    scale. `canary_mean` and `stable_mean` are in the metric's own unit, over all values that counted. `p_fail` and
+    `p_pass`: always-valid p-values against "no worse than bound_fail" and "worse by bound_margin or more".
     """
 
     name: str
@@ -98,165 +93,130 @@ class AnalysisResult:
 
 
 class Analysis:
-    """The comparison of one rollout: fed with samples, asked for verdicts, in any order. The same samples and the same
-    beginnings of steps always give the same verdicts."""
+    """The comparison of one rollout: fed with samples, asked for verdicts. The same samples and the same beginnings of
+    steps always give the same verdicts."""
 
     def __init__(self, policy: AnalysisPolicy, canary: str, stable: str) -> None:
         self._releases = {stable: False, canary: True}
         gating = sum(metric.gating for metric in policy.metrics.values())
-        # Bonferroni: the chances of the metrics that may end the rollout add up to no more than `false_rollback`.
-        fail_level = policy.false_rollback / gating
+        # Bonferroni: the chances of all metrics that may end the rollout add up to no more than `false_rollback`.
+        fail_level = policy.false_rollback / max(1, gating)
+        counted = dict.fromkeys((*policy.metrics, "error_rate", "thumbs_down"))
+        self._counting = {name: Counting(LIVE_METRICS[name], policy.requests_per_session) for name in counted}
         self._metrics = {
-            name: _Metric(LIVE_METRICS[name], limits, fail_level, policy.false_pass)
+            name: _Metric(self._counting[name], name, limits, fail_level, policy.false_pass)
             for name, limits in policy.metrics.items()
         }
-        self._most = policy.requests_per_session
-        self._used: Counter[tuple[str, str, str]] = Counter()
-        self._known: dict[str, list[float]] = {"error_rate": [], "thumbs_down": []}
 
     def add(self, samples: Iterable[Sample]) -> None:
         """Samples later than all that were added before. Those of other releases and metrics do not count."""
         for sample in sorted(samples, key=lambda each: each.known):
-            canary = self._releases.get(sample.release)
-            if canary is None:
+            canary, counting = self._releases.get(sample.release), self._counting.get(sample.metric)
+            if canary is None or counting is None:
                 continue
-            metric = self._metrics.get(sample.metric)
-            if metric is not None and not metric.sound(sample.value):
-                metric.bad[canary] += 1
-                continue
-            if self._most and sample.session:
-                key = sample.metric, sample.release, sample.session
-                self._used[key] += 1
-                if self._used[key] > self._most:
-                    continue
-            if canary and sample.metric in self._known:
-                insort(self._known[sample.metric], sample.known)
-            if metric is not None:
-                metric.add(sample, canary)
+            value = counting.value_of(sample, canary)
+            if value is not None and sample.metric in self._metrics:
+                self._metrics[sample.metric].add(sample, canary, value)
 
     def result(self, minimum: Minimum, *, since: float, missing: Mapping[str, str]) -> AnalysisResult:
         """The verdict now. `minimum` is that of the running step, which began at `since` (epoch seconds); `missing`
-        says, by metric, why no figures can be had."""
-        looks = [
-            (metric, self._look(name, metric, minimum, since, missing.get(name)))
-            for name, metric in self._metrics.items()
-        ]
-        results = tuple(result for _, result in looks)
-        failed = [(metric, result) for metric, result in looks if result.gating and result.verdict == "fail"]
+        says, by metric, why no figures can be had. When and how often one asks changes no verdict."""
+        results = tuple(metric.result(since, missing.get(name)) for name, metric in self._metrics.items())
+        deciding = [result for result in results if result.gating]
+        failed = [result for result in deciding if result.verdict == "fail"]
         if failed:
-            sentence = " ".join(result.sentence for _, result in failed)
-            convicting = tuple(request for metric, _ in failed for request in metric.convicting())
-            return AnalysisResult("fail", sentence, results, convicting)
-        feedback_asked = minimum.feedback > 0
+            convicting = tuple(each for result in failed for each in self._metrics[result.name].convicting())
+            return AnalysisResult("fail", " ".join(result.sentence for result in failed), results, convicting)
         # Not "none of them is inconclusive": a pass needs every metric that decides to have passed.
-        undecided = [
-            result.sentence
-            for _, result in looks
-            if result.gating
-            and result.verdict != "pass"
-            and (result.name != "thumbs_down" or feedback_asked or "thumbs_down" in missing)
-        ]
-        undecided = [*self._too_few(minimum, since), *undecided]
-        if undecided:
-            return AnalysisResult("inconclusive", " ".join(undecided), results)
-        count = sum(result.gating for result in results)
-        requests = len(self._known["error_rate"])
-        return AnalysisResult("pass", f"No worse than stable in {count} metrics over {requests} requests.", results)
-
-    def _look(self, name: str, metric: _Metric, minimum: Minimum, since: float, missing: str | None) -> MetricResult:
-        evidence = metric.comparison.evidence(since)
-        verdict: Verdict = "inconclusive"
-        if evidence.p_fail <= metric.tested.fail_level:
-            verdict = "fail"
-        elif evidence.p_pass <= metric.tested.pass_level and not (missing or metric.open(evidence)):
-            verdict = "pass"
-        sentence = missing if missing and verdict != "fail" else metric.sentence(verdict, evidence)
-        counts = metric.counts()
-        return MetricResult(
-            name,
-            metric.about.kind,
-            metric.limits.gating,
-            verdict,
-            sentence,
-            evidence.estimate,
-            evidence.low,
-            evidence.high,
-            counts.canary_n,
-            counts.stable_n,
-            counts.canary_mean,
-            counts.stable_mean,
-            evidence.p_fail,
-            evidence.p_pass,
-            metric.tested.fail,
-            metric.tested.margin,
-        )
+        still_open = [*self._too_few(minimum, since)]
+        for result in deciding:
+            optional = result.name == "thumbs_down" and minimum.feedback == 0 and result.name not in missing
+            if result.verdict != "pass" and not optional:
+                still_open.append(result.sentence)
+        if not deciding:
+            still_open.append("No metric decides: nothing can pass.")
+        if still_open:
+            return AnalysisResult("inconclusive", " ".join(still_open), results)
+        requests = self._counting["error_rate"].n[1]
+        sentence = f"No worse than stable in {len(deciding)} metrics over {requests} requests of the canary."
+        return AnalysisResult("pass", sentence, results)
 
     def _too_few(self, minimum: Minimum, since: float) -> Iterator[str]:
-        for name, noun, needed in (
-            ("error_rate", "request", minimum.requests),
-            ("thumbs_down", "judged answer", minimum.feedback),
-        ):
-            known = self._known[name]
-            seen = len(known) - bisect_left(known, since)
+        needs = (("error_rate", "request", minimum.requests), ("thumbs_down", "judged answer", minimum.feedback))
+        for name, noun, needed in needs:
+            seen, elapsed = self._counting[name].canary_since(since)
             if seen < needed:
-                elapsed = known[-1] - since if seen else 0.0
                 yield f"{how_many_more(needed - seen, noun, seen, elapsed)} ({seen} of {needed} in this step)."
 
 
 class _Metric:
-    """One metric's limits, what was counted, and what is compared."""
+    """One metric: its limits, what was counted, and what is compared."""
 
-    def __init__(self, about: LiveMetric, limits: MetricPolicy, fail_level: float, pass_level: float) -> None:
-        self.about, self.limits = about, limits
-        equal = 1.0 if about.kind == "ratio" else 0.0
+    def __init__(
+        self, counting: Counting, name: str, limits: MetricPolicy, fail_level: float, pass_level: float
+    ) -> None:
+        self._about, self._policy, self._counting = LIVE_METRICS[name], limits, counting
+        equal = 1.0 if self._about.kind == "ratio" else 0.0
         margin = equal if limits.superior else limits.margin
-        self.tested = Limits(limits.fail_above, margin, fail_level, pass_level)
-        self.comparison = Comparison(about.kind, self.tested)
-        self.bad = [0, 0]
-        self._n, self._sums = [0, 0], [0.0, 0.0]
+        self._limits = Limits(limits.fail_above, margin, fail_level, pass_level)
+        self._comparison = Comparison(self._about.kind, self._limits)
         self._worst: list[tuple[float, float, int, Conviction]] = []
 
-    def sound(self, value: float) -> bool:
-        """Is `value` one that this metric can have?"""
-        return math.isfinite(value) and value >= 0 and (self.about.kind == "ratio" or value <= 1)
-
-    def add(self, sample: Sample, canary: bool) -> None:
-        value = float(sample.value)
-        if self.about.unit == "ms":
-            # The gateway counts whole milliseconds: 0 is an answer faster than its clock.
-            value = max(value, 0.5)
-        self._n[canary] += 1
-        self._sums[canary] += value
-        self.comparison.add(canary, value, sample.known)
-        if canary and (self.about.kind != "rate" or value > 0):
+    def add(self, sample: Sample, canary: bool, value: float) -> None:
+        """One value that counts."""
+        self._comparison.add(canary, value, sample.known)
+        if canary and (self._about.kind != "rate" or value > 0):
             self._remember(sample, value)
+
+    def result(self, since: float, missing: str | None) -> MetricResult:
+        """The verdict; `missing` says why there are no figures, though there may have been some before."""
+        evidence = self._comparison.evidence(since)
+        counting = self._counting
+        counts = Counts(counting.n[1], counting.n[0], counting.mean(True), counting.mean(False))
+        verdict, sentence = self._judged(evidence, counts, missing)
+        return MetricResult(
+            name=self._about.name,
+            kind=self._about.kind,
+            gating=self._policy.gating,
+            verdict=verdict,
+            sentence=sentence,
+            estimate=evidence.estimate,
+            low=evidence.low,
+            high=evidence.high,
+            canary_n=counts.canary_n,
+            stable_n=counts.stable_n,
+            canary_mean=counts.canary_mean,
+            stable_mean=counts.stable_mean,
+            p_fail=evidence.p_fail,
+            p_pass=evidence.p_pass,
+            bound_fail=self._limits.fail,
+            bound_margin=self._limits.margin,
+        )
 
     def convicting(self) -> tuple[Conviction, ...]:
         """The canary's requests behind this metric, the latest last."""
         return tuple(sorted((each[3] for each in self._worst), key=lambda request: request.known))
 
-    def open(self, evidence: Evidence) -> bool:
-        """Is something missing, whatever the evidence shows?"""
-        return self._n[1] < self.limits.minimum or evidence.holds or self._too_many_bad()
-
-    def counts(self) -> Counts:
-        means = [total / n if n else None for total, n in zip(self._sums, self._n, strict=True)]
-        return Counts(self._n[1], self._n[0], means[1], means[0])
-
-    def sentence(self, verdict: Verdict, evidence: Evidence) -> str:
-        if verdict != "fail" and self._too_many_bad():
-            which, count = ("canary", self.bad[1]) if self.bad[1] else ("stable", self.bad[0])
-            return f"{self.about.noun.capitalize()}: {count} values of {which} are not possible; nothing can be said."
-        return metric_sentence(self.about, self.limits, self.tested, verdict, self.counts(), evidence)
-
-    def _too_many_bad(self) -> bool:
-        return any(bad > _BAD_SHARE * (bad + n) for bad, n in zip(self.bad, self._n, strict=True))
+    def _judged(self, evidence: Evidence, counts: Counts, missing: str | None) -> tuple[Verdict, str]:
+        about, limits, superior = self._about, self._limits, self._policy.superior
+        if evidence.p_fail <= limits.fail_level:
+            return "fail", failing(about, limits, counts, evidence)
+        if missing:
+            return "inconclusive", missing
+        if self._counting.too_many_bad():
+            stable, canary = self._counting.bad
+            return "inconclusive", impossible(about, (canary, stable))
+        enough = evidence.in_step > 0 and counts.canary_n >= self._policy.minimum
+        if evidence.p_pass <= limits.pass_level and enough and not evidence.against:
+            return "pass", passing(about, limits, counts, evidence, superior=superior)
+        sentence = undecided(about, limits, counts, evidence, superior=superior, minimum=self._policy.minimum)
+        return "inconclusive", sentence
 
     def _remember(self, sample: Sample, value: float) -> None:
-        """Rates: the latest bad ones. Else the worst."""
-        found = Conviction(sample.request_id, sample.session, self.about.name, value, sample.detail, sample.known)
-        worse = {"rate": 0.0, "ratio": value, "score": -value}[self.about.kind]
+        """Of rates the latest that are bad, else the worst."""
+        found = Conviction(sample.request_id, sample.session, self._about.name, value, sample.detail, sample.known)
+        worse = {"rate": 0.0, "ratio": value, "score": -value}[self._about.kind]
         # The count breaks ties, so that convictions are never compared.
-        heapq.heappush(self._worst, (worse, sample.known, self._n[1], found))
+        heapq.heappush(self._worst, (worse, sample.known, self._counting.n[1], found))
         if len(self._worst) > CONVICTING:
             heapq.heappop(self._worst)

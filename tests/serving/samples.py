@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from sluice.serving.analysis import ReleaseSamples
+from collections.abc import Sequence
+
+from sluice.serving.observations import Sample
 from sluice.serving.routes import Target
 
 
@@ -10,16 +12,20 @@ def digest(letter: str) -> str:
     return "sha256:" + letter * 64
 
 
+CANARY, STABLE = digest("c"), digest("5")
+
+
 def target(letter: str, port: int = 8101) -> Target:
     return Target(digest(letter), digest(letter), f"app-{letter * 12}", (f"127.0.0.1:{port}",))
 
 
-def samples(
-    release: str, requests: int, *, errors: int = 0, ms: float = 100.0, up: int = 0, down: int = 0, empty: int = 0
-) -> ReleaseSamples:
-    """A release with `requests` requests whose latencies spread a little around `ms`."""
-    whole = requests - errors
-    times = tuple(ms * (1 + 0.02 * (index % 5)) for index in range(whole))
-    return ReleaseSamples(
-        release, requests, errors=errors, empty=empty, ttft_ms=times, total_ms=times, thumbs_up=up, thumbs_down=down
-    )
+def stream(
+    metric: str, canary: Sequence[float], stable: Sequence[float], *, begin: float = 0.0, seconds: float = 100.0
+) -> list[Sample]:
+    """Values of a metric, of each release evenly spread over the same `seconds` from `begin` (epoch seconds) on."""
+    found = [
+        Sample(metric, release, value, begin + seconds * (index + 0.5) / len(values), f"{release[7:8]}{index}")
+        for release, values in ((CANARY, canary), (STABLE, stable))
+        for index, value in enumerate(values)
+    ]
+    return sorted(found, key=lambda sample: sample.known)
