@@ -34,7 +34,7 @@ class MetricResult:
 
     `estimate`, `low` and `high` are the difference (rates and scores, positive is worse) or the ratio (times, costs) of
     canary and stable at the same moments. The interval is always valid and does not disagree with the verdict; None
-    where nothing is known, and `high` of a ratio without an upper bound. `bound_fail` and `bound_margin` are on the same
+    where nothing is known, and `high` of a ratio without an upper bound. `bound_fail` and `bound_margin`: on the same
     scale. `canary_mean` and `stable_mean` are in the metric's own unit, over all values that counted. `p_fail` and
     `p_pass`: always-valid p-values against "no worse than bound_fail" and "worse by bound_margin or more".
     """

@@ -16,6 +16,9 @@ _DIFFERENCES = np.array([-1.0, -0.8, *(-step for step in reversed(_STEPS)), 0.0,
 _LOG_STEPS = (0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.14, 0.19, 0.26, 0.36, 0.5, 0.7, 1.0, 1.4, 2.0, 2.8)
 _LOG_RATIOS = np.array([*(-step for step in reversed(_LOG_STEPS)), 0.0, *_LOG_STEPS])
 
+_NOTHING = 1e-12
+"""Two that cost nothing cost the same, and not each r times the other."""
+
 
 class DifferenceBlocks:
     """Rates and scores: mean of the canary minus mean of stable, `turned` (scores: more is better) the reverse."""
@@ -80,7 +83,7 @@ class RatioBlocks:
 
     def put(self, canary: bool, value: float) -> None:
         """One value for the running block."""
-        self._running[canary].append(value)
+        self._running[canary].append(max(value, _NOTHING))
 
     def close(self) -> None:
         """The running block is complete: it holds one value of one of the two releases, and some of the other."""

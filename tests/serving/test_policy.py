@@ -6,24 +6,39 @@ from pathlib import Path
 import pytest
 
 from sluice.infra.errors import InputError
+from sluice.serving.metrics import LIVE_METRICS
 from sluice.serving.policy import default_policy, load_policy
 
 TEXT = resources.files("sluice.serving").joinpath("rollout.yaml").read_text()
 
 
-def test_the_default_policy_rises_to_100() -> None:
-    assert [step.weight for step in default_policy().steps] == [5, 25, 50, 100]
+def test_the_default_policy_rises_below_100_and_is_decided_by_known_metrics() -> None:
+    policy = default_policy()
+    assert [step.weight for step in policy.steps] == [10, 30, 50]
+    assert set(policy.analysis.metrics) <= set(LIVE_METRICS)
+    assert {name for name, metric in policy.analysis.metrics.items() if metric.gating} == {
+        "error_rate", "empty_answers", "thumbs_down", "time_to_first_token",
+    }  # fmt: skip
+
+
+THUMBS = "fail_above: 0.15, margin: 0.5"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "field", "says"),
     [
-        ("weight: 25", "weight: 250", "steps.1.weight = 250", "less than or equal to 100"),
-        ("pass_confidence: 0.8", "pass_confidence: high", "analysis.pass_confidence = 'high'", "valid number"),
-        ("bake_s: 3", "bake_seconds: 3", "bake_seconds", "not permitted"),
-        ("weight: 50", "weight: 4", "the policy", "must rise"),
-        ("{gating: true, fail_above: 8.0", "{gating: true, fail_above: 0.5", "analysis", "cannot be below 1"),
-        ("tolerance: 0.45", "tolerance: 0.1", "analysis.thumbs_down", "nothing could pass"),
+        ("weight: 30", "weight: 250", "steps.1.weight", "= 250: should be less than or equal to 99"),
+        ("minimum: {requests: 8,", "minimum: {requests: 0,", "steps.1.minimum.requests", "greater than or equal to 1"),
+        ("maximum_time_s: 180", "maximum_time_s: 2", "steps.0.maximum_time_s", "above minimum_time_s, which is 3"),
+        ("false_pass: 0.2", "false_pass: high", "analysis.false_pass", "= 'high': should be a valid number"),
+        ("false_rollback: 0.01", "false_rollback: 0.5", "analysis.false_rollback", "less than 0.5"),
+        ("bake_s: 3", "bake_seconds: 3", "bake_seconds", "no such field; did you mean bake_s?"),
+        ("share: 0.5", "share: 1.5", "trip.share", "less than or equal to 1"),
+        ("token: {fail_above: 4.", "token: {fail_above: 0.", "time_to_first_token.fail_above", "cannot be below 1"),
+        (THUMBS, "fail_above: 0.15, margin: 0.1", "thumbs_down.margin", "below fail_above (0.15): nothing could pass"),
+        (THUMBS, "fail_above: 0.15, margin: 1.5", "thumbs_down.margin", "is a difference and cannot be above 1"),
+        ("    thumbs_down:", "    thumbs_up:", "metrics.thumbs_up", "no metric of a rollout; there are error_rate"),
+        ("margin: 0.4}", "margins: 0.4}", "analysis.metrics.error_rate.margins", "no such field"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, field: str, says: str) -> None:
@@ -32,11 +47,26 @@ def test_a_mistake_is_named_with_its_line(tmp_path: Path, old: str, new: str, fi
     path.write_text(TEXT.replace(old, new, 1))
     with pytest.raises(InputError) as caught:
         load_policy(path)
-    assert field in caught.value.message
+    line = next(number for number, line in enumerate(path.read_text().splitlines(), 1) if new in line)
+    assert f"{field} (line {line})" in caught.value.message
     assert says in caught.value.message
-    if field not in ("the policy", "analysis"):
-        expected = next(number for number, line in enumerate(path.read_text().splitlines(), 1) if new in line)
-        assert f"line {expected}:" in caught.value.message
+
+
+def test_weights_that_do_not_rise_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rollout.yaml"
+    path.write_text(TEXT.replace("weight: 50", "weight: 4", 1))
+    line = TEXT.splitlines().index("steps:") + 1
+    with pytest.raises(InputError, match=rf"steps \(line {line}\) .*: the weights \[10, 30, 4\] must rise"):
+        load_policy(path)
+
+
+def test_a_policy_in_which_nothing_decides_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rollout.yaml"
+    begin, end = TEXT.index("  metrics:"), TEXT.index("probes:")
+    shown = "  metrics:\n    error_rate: {gating: false, fail_above: 0.05, margin: 0.4}\n"
+    path.write_text(TEXT[:begin] + shown + TEXT[end:])
+    with pytest.raises(InputError, match="none of them is gating: every release would pass"):
+        load_policy(path)
 
 
 def test_broken_yaml_and_missing_files_are_explained(tmp_path: Path) -> None:
