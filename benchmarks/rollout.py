@@ -85,7 +85,9 @@ class Weights:
         """Smallest and largest weight that a request may have met between the two moments."""
         # A weight is possible from when it was asked for until the next one was confirmed.
         ends = [*self.there[1:], float("inf")]
-        met = [w for w, begin, end in zip(self.weight, self.asked, ends, strict=True) if begin <= until and end >= since]
+        met = [
+            w for w, begin, end in zip(self.weight, self.asked, ends, strict=True) if begin <= until and end >= since
+        ]
         return min(met), max(met)
 
 
@@ -192,9 +194,7 @@ async def streamed(
     }
 
 
-def verdicts(
-    answers: Sequence[Asked], known: dict[tuple[str, int], str], releases: tuple[str, str]
-) -> dict[str, int]:
+def verdicts(answers: Sequence[Asked], known: dict[tuple[str, int], str], releases: tuple[str, str]) -> dict[str, int]:
     """How many streams failed, gave the other release's answer, or neither's."""
     whole = [one for one in answers if one.fine]
     wrong = [one for one in whole if one.text != known[one.release, one.question]]
@@ -294,7 +294,9 @@ def _stream(http: httpx.Client, model: str, tokens: int) -> float:
     body = _body(model, QUESTIONS[0], tokens)
     with http.stream("POST", "/v1/chat/completions", json=body, headers={SESSION_HEADER: "s"}) as got:
         assert got.status_code == 200, got.read()
-        texts = [time.perf_counter() for line in got.iter_lines() if '"content":"' in line and '"content":""' not in line]
+        texts = [
+            time.perf_counter() for line in got.iter_lines() if '"content":"' in line and '"content":""' not in line
+        ]
     return texts[0] - begun
 
 

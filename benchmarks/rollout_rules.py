@@ -39,7 +39,7 @@ SLOWER = (2.0, 1.5, 1.3, 1.2, 1.1, 1.05, 1.0)
 """Largest latency, over what stable had on the days before."""
 POORER = (0.20, 0.12, 0.08, 0.05, 0.03, 0.02, 0.01)
 """Least mean score: so much below what stable had on the days before."""
-LIMITS = (0, 1, 2, 3, 5, 10, 20)
+LIMITS = (0, 1, 2, 3, 5, 9, 19)
 """Failed measurements that are let pass (Argo's failureLimit; Flagger's threshold less one)."""
 CADENCES = ((60.0, 60.0), (60.0, 300.0), (300.0, 300.0))
 """Interval between two measurements, and the window of each, seconds."""
@@ -270,3 +270,10 @@ def _run_of_none(verdicts: Sequence[bool | None], limit: int) -> int | None:
         if run > limit:
             return place
     return None
+
+
+def documented(tool: Tool) -> Rule:
+    """The configuration that the tool's own documentation shows first."""
+    if tool == "Argo Rollouts":
+        return Rule(Watch(tool, ("errors",), SUCCESS.index(0.95), 0.95, 300.0, 300.0), 3)
+    return Rule(Watch(tool, ("errors",), SUCCESS.index(0.99), 0.99, 60.0, 60.0), 9)

@@ -25,8 +25,8 @@ import subprocess
 import sys
 import time
 from bisect import bisect_left
-from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -39,7 +39,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each process has one core
 
 import numpy as np
 
-from benchmarks.rollout_rules import QUANTILES, Baseline, Exposure, Outcome, Rollouts, Step, rules
+from benchmarks.rollout_rules import QUANTILES, Baseline, Exposure, Outcome, Rollouts, Step, Tool, documented, rules
 from benchmarks.rollout_traffic import (
     CANARY, GIVEN_UP_S, HORIZON_S, STABLE, Fault, Floats, Ints, Traffic, generate,
 )  # fmt: skip
@@ -51,7 +51,11 @@ from sluice.serving.policy import AnalysisPolicy, Minimum, RolloutPolicy, TripPo
 from sluice.serving.trip import Tripwire
 from sluice.statistics.bounded import rate_interval
 
-THROUGH_THE_ANALYSIS = 10
+TOOLS: Mapping[Tool, str] = {"Argo Rollouts": "tab:orange", "Flagger": "tab:blue"}
+FLOOR = 0.03
+"""Rates of 0 are drawn here, percent."""
+
+THROUGH_THE_ANALYSIS = 5
 """Rollouts of each scenario in which `Analysis` itself decides too; any difference stops the benchmark."""
 NAMES = ("stable", "canary")
 POLICY = Path(__file__).parent / "rollout-production.yaml"
@@ -175,7 +179,7 @@ class Quick:
                 return "inconclusive"
         for name, one in evidence.items():
             asked = name != "thumbs_down" or minimum.feedback > 0
-            if asked and (one.p_pass > self._levels[1] or one.holds):
+            if asked and (one.p_pass > self._levels[1] or not one.in_step or one.against):
                 return "inconclusive"
         return "pass"
 
@@ -285,8 +289,19 @@ def ours(traffic: Traffic, policy: RolloutPolicy, judges: Sequence[Quick | Words
     return ended(HORIZON_S, "undecided")
 
 
-def simulate(place: int, policy: RolloutPolicy, baseline: Baseline, index: int) -> tuple[Ours, list[Outcome]]:
-    """One rollout: our outcome, then those of `rules()`."""
+@dataclass(frozen=True)
+class Simulated:
+    """One rollout: ours, and of each of `rules()` when it rolled back (inf: never) and how many bad answers it let
+    through; [rules] each. `begun` is when the fault began."""
+
+    ours: Ours
+    backs: Floats
+    bad: Floats
+    begun: float
+
+
+def simulate(place: int, policy: RolloutPolicy, baseline: Baseline, index: int) -> Simulated:
+    """One rollout of a scenario, decided by all."""
     scenario = SCENARIOS[place]
     traffic = generate(scenario.fault, np.random.default_rng([index, *scenario.name.encode()]))
     judges: list[Quick | Words] = [Quick(policy.analysis)]
@@ -295,7 +310,10 @@ def simulate(place: int, policy: RolloutPolicy, baseline: Baseline, index: int) 
     steps = [Step(step.weight, step.minimum_time_s) for step in policy.steps]
     steps[-1] = Step(steps[-1].weight, steps[-1].minimum_s + policy.bake_s)
     rollouts = Rollouts(traffic, steps, baseline)
-    return ours(traffic, policy, judges, rollouts.exposure), rollouts.outcomes()
+    mine = ours(traffic, policy, judges, rollouts.exposure)
+    outcomes = rollouts.outcomes()
+    backs = np.array([one.rolled_back for one in outcomes])
+    return Simulated(mine, backs, np.array([float(one.bad) for one in outcomes]), traffic.begun)
 
 
 def usual(days: int = 100) -> Baseline:
@@ -305,3 +323,205 @@ def usual(days: int = 100) -> Baseline:
     scores = np.concatenate([traffic.score[STABLE] for traffic in traffics])
     quantiles = np.nanquantile(first, QUANTILES)
     return Baseline(dict(zip(QUANTILES, quantiles.tolist(), strict=True)), float(np.nanmean(scores)))
+
+
+def summary(scenario: Scenario, every: Sequence[Simulated]) -> dict[str, Any]:
+    """Our figures in one scenario. Times in seconds, detection from the begin of the fault."""
+    n = len(every)
+    outcomes = [one.ours.outcome for one in every]
+    backs = np.array([one.rolled_back for one in outcomes])
+    rolled = int(np.isfinite(backs).sum())
+    interval = rate_interval(rolled, n, confidence=0.95)
+    found: dict[str, Any] = {
+        "scenario": scenario.name,
+        "rollouts": n,
+        "ended_by": dict(Counter(one.ours.why for one in every)),
+        "rolled_back": round(rolled / n, 4),
+        "rolled_back_interval": [round(interval.low, 4), round(interval.high, 4)],
+        "shown_to_be_worse": sum(one.ours.why in ("analysis", "trip") for one in every),
+    }
+    promoted = [one.promoted for one in outcomes if np.isfinite(one.promoted)]
+    if promoted:
+        found["promotion_s"] = quantiles(promoted)
+    if rolled and not scenario.good:
+        late = backs - np.array([one.begun for one in every])
+        found["detection_s"] = quantiles(late[np.isfinite(late)])
+    found["exposed"] = quantiles([one.exposed for one in outcomes])
+    if not scenario.good:
+        found["bad_answers"] = quantiles([one.bad for one in outcomes]) | {
+            "mean": round(float(np.mean([one.bad for one in outcomes])), 1)
+        }
+    return found
+
+
+def alarms(every: Sequence[Simulated]) -> tuple[float, Floats]:
+    """Share of good rollouts that ended as bad: ours, and each rule's. What we found undecided counts too."""
+    mine = float(np.mean([np.isfinite(one.ours.outcome.rolled_back) for one in every]))
+    return mine, np.isfinite([one.backs for one in every]).mean(axis=0)
+
+
+def beside(every: Sequence[Simulated], mine: float, theirs: Floats) -> dict[str, Any]:
+    """The others in one bad scenario, given false-alarm rates: each tool's best in hindsight at our rate or below, its
+    best at any rate up to 5 and 20%, and its documented configuration. Best: fewest bad answers on average."""
+    bad = np.array([one.bad for one in every])
+    back = np.isfinite([one.backs for one in every])
+    known = rules()
+
+    def row(place: int) -> dict[str, Any]:
+        return {
+            "rule": known[place].name,
+            "false_alarms": round(float(theirs[place]), 4),
+            "rolled_back": round(float(back[:, place].mean()), 4),
+            "bad_answers": quantiles(bad[:, place]) | {"mean": round(float(bad[:, place].mean()), 1)},
+        }
+
+    found: dict[str, Any] = {}
+    for tool in TOOLS:
+        mine_or_less = {"at_our_rate": mine, "at_5_percent": 0.05, "at_20_percent": 0.2}
+        means = bad.mean(axis=0)
+        found[tool] = {"documented": row(known.index(documented(tool)))}
+        for name, rate in mine_or_less.items():
+            allowed = [n for n, rule in enumerate(known) if rule.watch.tool == tool and theirs[n] <= rate]
+            found[tool][name] = row(min(allowed, key=lambda n: means[n])) if allowed else None
+    return found
+
+
+def quantiles(values: Sequence[float] | Floats) -> dict[str, float]:
+    return {f"p{q}": round(float(np.percentile(values, q)), 1) for q in (50, 95)}
+
+
+def plot(results: Mapping[str, Sequence[Simulated]], file: Path) -> None:
+    """Bad answers against false alarms: a column a bad scenario, a row a good one."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    good = [one for one in SCENARIOS if one.good and one.name in results]
+    bad = [one for one in SCENARIOS if not one.good and one.name in results]
+    figure, axes = plt.subplots(
+        len(good),
+        len(bad),
+        figsize=(3.1 * len(bad), 3.1 * len(good)),
+        sharey="col",
+        squeeze=False,
+        layout="constrained",
+    )
+    known = rules()
+    for line, calm in zip(axes, good, strict=True):
+        mine, theirs = alarms(results[calm.name])
+        low, high = (100 * end for end in _interval(mine, len(results[calm.name])))
+        for panel, scenario in zip(line, bad, strict=True):
+            every = results[scenario.name]
+            means = np.array([one.bad for one in every]).mean(axis=0)
+            for tool, colour in TOOLS.items():
+                which = np.array([rule.watch.tool == tool for rule in known])
+                x, y = 100 * theirs[which], means[which]
+                order = np.lexsort((y, x))
+                best = np.minimum.accumulate(y[order])
+                panel.plot(np.maximum(x, FLOOR), y, ".", color=colour, alpha=0.12, ms=3)
+                panel.step(
+                    np.maximum(x[order], FLOOR), best, where="post", color=colour, label=f"{tool}, best in hindsight"
+                )
+            y_ours = float(np.mean([one.ours.outcome.bad for one in every]))
+            spread = np.array([[max(100 * mine, FLOOR) - max(low, FLOOR)], [high - max(100 * mine, FLOOR)]])
+            panel.errorbar(
+                max(100 * mine, FLOOR),
+                y_ours,
+                xerr=np.maximum(spread, 0),
+                fmt="*",
+                ms=13,
+                color="black",
+                label="Sluice",
+            )
+            panel.set(xscale="log", yscale="log", xlim=(FLOOR * 0.8, 120))
+            if line is axes[0]:
+                panel.set_title(scenario.name, fontsize=10)
+        line[0].set_ylabel("bad answers until it is out (mean)")
+        line[len(bad) // 2].set_xlabel(f"false alarms in % of releases {calm.name}")
+    axes[0][0].legend(fontsize=7)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+
+
+def _interval(rate: float, n: int) -> tuple[float, float]:
+    found = rate_interval(round(rate * n), n, confidence=0.95)
+    return found.low, found.high
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """For the terminal."""
+    lines = []
+    for row in result["scenarios"]:
+        low, high = row["rolled_back_interval"]
+        lines.append(
+            f"{row['scenario']:36} rolled back {100 * row['rolled_back']:5.1f}% [{100 * low:.1f}, {100 * high:.1f}]"
+            f" {row['ended_by']} detection {row.get('detection_s')} bad {row.get('bad_answers')}"
+            f" promotion {row.get('promotion_s')}"
+        )
+        for tool, found in row.get("others", {}).get(SCENARIOS[0].name, {}).items():
+            for name, one in found.items():
+                if one:
+                    lines.append(
+                        f"    {tool:14} {name:14} false alarms {100 * one['false_alarms']:5.1f}%  rolled back "
+                        f"{100 * one['rolled_back']:5.1f}%  bad {one['bad_answers']}  {one['rule']}"
+                    )
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """Where and when this ran, and of what."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit, changed = (
+        subprocess.run([*git, *more], capture_output=True, text=True, check=False).stdout.strip()
+        for more in (("rev-parse", "HEAD"), ("status", "--short", "--untracked-files=no"))
+    )
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit + (" with changes" if changed else ""),
+        "processor": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+    } | {name: version(name) for name in ("numpy", "scipy")}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rollouts", type=int, default=2_000, help="of each scenario")
+    parser.add_argument("--only", default="", help="bad scenarios whose name holds this text")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--policy", type=Path, default=POLICY)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/rollout_simulation.json"))
+    parser.add_argument("--image", type=Path, default=Path("docs/images/rollout-simulation.png"))
+    chosen = parser.parse_args()
+    begun = time.monotonic()
+    policy, baseline = load_policy(chosen.policy), usual()
+    result: dict[str, Any] = {"machine": machine(), "rollouts": chosen.rollouts, "scenarios": []}
+    found: dict[str, list[Simulated]] = {}
+    with multiprocessing.Pool(chosen.processes) as pool:
+        for place, scenario in enumerate(SCENARIOS):
+            if scenario.good or chosen.only in scenario.name:
+                work = functools.partial(simulate, place, policy, baseline)
+                found[scenario.name] = pool.map(work, range(chosen.rollouts), chunksize=5)
+                print(f"{time.monotonic() - begun:6.0f} s  {scenario.name}", file=sys.stderr, flush=True)
+    for scenario in SCENARIOS:
+        if scenario.name in found:
+            row = summary(scenario, found[scenario.name])
+            if not scenario.good:
+                row["others"] = {
+                    calm.name: beside(found[scenario.name], *alarms(found[calm.name]))
+                    for calm in SCENARIOS
+                    if calm.good
+                }
+            result["scenarios"].append(row)
+    result["seconds"] = round(time.monotonic() - begun)
+    print(table(result))
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_text(json.dumps(result, indent=2) + "\n")
+    plot(found, chosen.image)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,8 +25,8 @@ Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 STABLE, CANARY = 0, 1
-HORIZON_S = 3 * 3600.0
-REQUESTS_A_SECOND = 8.0
+HORIZON_S = 2 * 3600.0
+REQUESTS_A_SECOND = 20.0
 IN_A_SESSION = 4.0
 PAUSE_S = 45.0
 WARM_S = 600.0
