@@ -28,6 +28,7 @@ import psutil
 
 from sluice.infra.ports import PortBook
 from sluice.infra.settings import load_settings
+from sluice.provenance.canonical import digest_file
 from sluice.serving.adapters import AdapterShelf, load_adapter
 from sluice.serving.vllm import VllmClient, VllmSettings, vllm_service
 from sluice.training.base_model import unpack_smollm2
@@ -101,7 +102,8 @@ def measure(grouped: bool, base: Path, adapter: Path, work: Path, requests: int,
             if server.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"vLLM did not start; its log is {work / 'vllm.log'}")
             time.sleep(0.5)
-        load_adapter(client, shelf, "adapter", adapter)
+        digests = {file.name: digest_file(file) for file in adapter.iterdir()}
+        load_adapter((client,), shelf, "adapter", adapter, digests)
         found: dict[str, Any] = {}
         for model in ("base", "adapter"):
             asyncio.run(ask(url, model, 2, 8))

@@ -26,18 +26,17 @@ def conclude_step(
 ) -> str:
     """`promoted` or `rolled-back`. The ledger first: the gateway and MLflow follow it, now or at the next run."""
     from sluice.components.aliases import follow_ledger
-    from sluice.components.rollout import ACTOR, open_rollout
-    from sluice.components.served import adapter_shelf, release_name, router, vllm_url
+    from sluice.components.retiring import keep_for_rollback, retire, retire_due
+    from sluice.components.rollout import ACTOR, find_policy, open_rollout
     from sluice.infra.errors import ConflictError, GateRefused, InputError, UnavailableError
     from sluice.provenance.canonical import short
     from sluice.provenance.releases import promote, read_state
-    from sluice.serving.adapters import unload_adapter
-    from sluice.serving.vllm import VllmClient
 
     workspace = running.workspace
     settings = workspace.settings
     rollout = open_rollout(workspace, adapter, policy=policy, allow_override=allow_override)
     if outcome == "promote":
+        keep_for_rollback(workspace, previous, find_policy(policy).rollback_window_s)
         if read_state(workspace.ledger).champion() != adapter:
             try:
                 promote(
@@ -58,15 +57,14 @@ def conclude_step(
     elif outcome == "failed":
         told = f"{short(adapter)} was rolled back; {short(previous)} answers everybody"
         try:
-            router(settings).wait_idle(adapter, timeout_s=60)
-            unload_adapter(VllmClient(vllm_url(settings)), adapter_shelf(settings), release_name(settings, adapter))
-        except UnavailableError as error:
+            retire(workspace, adapter)
+        except (ConflictError, UnavailableError) as error:
             # Its last answers are still being written: they may end. It has no weight, and no way back to any.
             told += f" (still loaded: {error.message})"
         ended = "rolled-back"
     else:
         raise InputError(f"outcome = {outcome!r} is neither 'promote' nor 'failed'.")
     repairs = follow_ledger(workspace)
-    running.state.values.update(outcome=ended, repairs=repairs)
+    running.state.values.update(outcome=ended, repairs=repairs, retired=list(retire_due(workspace)))
     running.say(told)
     return ended

@@ -20,16 +20,14 @@ def load(adapter: str, policy: str, allow_override: bool) -> NamedTuple(  # type
 
 
 def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool) -> str:
-    """Digest of the champion that the adapter is to replace. Raises `GateRefused` without leave or a passed probe."""
+    """Digest of the champion that the adapter is to replace. Raises `GateRefused` without leave or a passed probe, and
+    what `bring_up` raises."""
+    from sluice.components.bring_up import bring_up
     from sluice.components.champion import base_digest, current_champion
     from sluice.components.rollout import find_policy, rollout_store
-    from sluice.components.served import adapter_shelf, ensure_loaded, release_name, vllm_url
-    from sluice.infra.errors import GateRefused
+    from sluice.components.served import ensure_loaded, servers
     from sluice.provenance.canonical import require_digest, short
-    from sluice.provenance.releases import authorize, read_state, record_failure
-    from sluice.serving.adapters import unload_adapter
-    from sluice.serving.probes import record_answers, run_probes
-    from sluice.serving.vllm import VllmClient
+    from sluice.provenance.releases import authorize, read_state
 
     workspace = running.workspace
     settings = workspace.settings
@@ -45,33 +43,11 @@ def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool)
         # Its users are the rollout's business, and so is everything that may end it: leave that was taken back, or a
         # failure that is not cleared away. Refusing here would leave users on it with nobody watching.
         if not read_state(workspace.ledger).failed(adapter):
-            ensure_loaded(workspace, adapter, base_digest(workspace), VllmClient(vllm_url(settings)))
+            ensure_loaded(workspace, adapter, base_digest(workspace), servers(settings))
         running.say(f"the rollout of {short(adapter)} goes on ({begun.phase})")
         return champion
     authorize(workspace.ledger, adapter, allow_override=allow_override and settings.release.allow_override)
     chosen = find_policy(policy).probes
-    base = base_digest(workspace)
-    client = VllmClient(vllm_url(settings))
-    names = {model.name for model in client.models()}
-    candidate, base_name = release_name(settings, adapter), release_name(settings, base)
-    before = record_answers(client, base_name, chosen) if candidate not in names else None
-    ensure_loaded(workspace, adapter, base, client)
-    report = run_probes(
-        client,
-        candidate=candidate,
-        stable=release_name(settings, champion),
-        base=base_name,
-        policy=chosen,
-        base_before=before,
-        report=running.report,
-    )
-    running.state.values["probes"] = report.to_json()
-    if not report.passed:
-        record_failure(workspace.ledger, release=adapter, reason=f"probe: {report.sentence}", actor="release")
-        unload_adapter(client, adapter_shelf(settings), candidate)
-        raise GateRefused(
-            f"Release {short(adapter)} failed its probes before any user saw it: {report.sentence}",
-            hint="The champion answers all traffic, as before.",
-        )
-    running.say(f"{candidate}: {len(report.checks)} probes passed")
+    report = bring_up(running, adapter=adapter, champion=champion, base=base_digest(workspace), policy=chosen)
+    running.say(f"{report.served_name}: {len(report.checks)} probes passed")
     return champion

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sluice.components.aliases import follow_ledger
+from sluice.components.retiring import bring_back
 from sluice.components.served import router
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, SluiceError, UnavailableError
@@ -28,6 +29,8 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool, actor: str
         raise ConflictError("No rollout is under way.", hint="`sluice rollback` undoes the last promotion.")
     gone = before.canary or before.stable
     notes: list[str] = []
+    if before.canary is None:
+        bring_back(Workspace(settings))
     try:
         after = routes.rollback(reason) if before.canary is not None else routes.restore_previous(reason)
     except UnavailableError as error:

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sluice.components.aliases import follow_ledger
+from sluice.components.bring_up import kept_probes
 from sluice.components.served import gateway_settings, release_name, router, target, vllm_url
 from sluice.components.workspace import Workspace
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import canonical_json
 from sluice.provenance.releases import authorize, record_failure, record_rollback, record_rollout_step
-from sluice.serving.access_log import AccessLog, GatewaySamples
+from sluice.serving.access_log import AccessLog
 from sluice.serving.analysis import AnalysisResult, Verdict
+from sluice.serving.gateway_samples import GatewaySamples
 from sluice.serving.policy import RolloutPolicy, default_policy, load_policy
 from sluice.serving.probes import ProbeReport, probe_gateway
 from sluice.serving.rollout import Rollout
@@ -95,7 +97,7 @@ def open_rollout(
         policy=chosen,
         router=router(settings),
         store=rollout_store(workspace),
-        source=GatewaySamples(AccessLog(gateway_settings(settings).access_log), TraceFeedback(workspace).counts),
+        source=GatewaySamples(AccessLog(gateway_settings(settings).access_log), router(settings)),
         recorder=LedgerRecorder(workspace, allow_override=override),
         authorize=lambda: _authorize(workspace, release, override),
         probe=_gateway_probe(workspace, release, chosen),
@@ -111,7 +113,7 @@ def _gateway_probe(workspace: Workspace, release: str, policy: RolloutPolicy) ->
     def probe() -> ProbeReport:
         settings = workspace.settings
         assert settings.serving.gateway_url is not None
-        return probe_gateway(
+        gateway = probe_gateway(
             VllmClient(settings.serving.gateway_url),
             VllmClient(vllm_url(settings)),
             application=settings.application,
@@ -120,5 +122,7 @@ def _gateway_probe(workspace: Workspace, release: str, policy: RolloutPolicy) ->
             headers=router(settings).probe_headers("canary"),
             policy=policy.probes,
         )
+        earlier = kept_probes(workspace, release)
+        return ProbeReport(gateway.served_name, (*(earlier.checks if earlier else ()), *gateway.checks))
 
     return probe

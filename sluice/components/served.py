@@ -1,17 +1,18 @@
-"""The server that answers: vLLM's client, its shelf of adapters, and the gateway's router, from the settings."""
+"""The servers that answer: vLLM's clients, their shelf of adapters, and the gateway's router, from the settings."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from sluice.components.verification import verify_release
+from sluice.components.verification import require_base, verify_release
 from sluice.components.workspace import Workspace
-from sluice.infra.errors import InputError, UnavailableError
+from sluice.infra.errors import InputError, IntegrityError, UnavailableError
 from sluice.serving.adapters import AdapterShelf, load_adapter, unload_adapter
 from sluice.serving.envoy import GatewaySettings
+from sluice.serving.envoy_routes import Timeouts
 from sluice.serving.router import EnvoyRouter
 from sluice.serving.routes import Target
 from sluice.serving.vllm import VllmClient, served_name
@@ -27,8 +28,18 @@ def vllm_url(settings: Settings) -> str:
     return settings.serving.vllm_url
 
 
+def server_urls(settings: Settings) -> tuple[str, ...]:
+    """Addresses of every vLLM server that holds the adapters: the first one, then its replicas."""
+    return tuple(dict.fromkeys((vllm_url(settings), *settings.serving.vllm_replicas)))
+
+
+def servers(settings: Settings, *, timeout_s: float = 60.0) -> tuple[VllmClient, ...]:
+    """A client for each vLLM server."""
+    return tuple(VllmClient(url, timeout_s=timeout_s) for url in server_urls(settings))
+
+
 def adapter_shelf(settings: Settings) -> AdapterShelf:
-    """The adapters that the local server holds, also after a restart."""
+    """The adapters that the servers hold, also after a restart."""
     return AdapterShelf(settings.home / "adapters", settings.serving.max_lora_rank)
 
 
@@ -42,7 +53,15 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
     port, admin_port = urlsplit(url).port, urlsplit(admin).port
     if port is None or admin_port is None:
         raise InputError(f"Setting serving.gateway_url = {url!r} or gateway_admin_url = {admin!r} names no port.")
-    return GatewaySettings(settings.application, settings.home / "gateway", port, admin_port)
+    serving = settings.serving
+    return GatewaySettings(
+        settings.application,
+        settings.home / "gateway",
+        port,
+        admin_port,
+        requests_per_s=serving.requests_per_s,
+        timeouts=Timeouts(serving.first_byte_timeout_s, serving.idle_timeout_s, serving.answer_timeout_s),
+    )
 
 
 def router(settings: Settings) -> EnvoyRouter:
@@ -56,49 +75,69 @@ def release_name(settings: Settings, release: str) -> str:
 
 
 def target(settings: Settings, release: str) -> Target:
-    """A release as the gateway reaches it."""
-    parts = urlsplit(vllm_url(settings))
-    return Target(release, release, release_name(settings, release), (f"{parts.hostname}:{parts.port}",))
+    """A release as the gateway reaches it: at every server that holds it."""
+    upstreams = []
+    for url in server_urls(settings):
+        parts = urlsplit(url)
+        if parts.hostname is None or parts.port is None:
+            raise InputError(f"Setting serving.vllm_url or vllm_replicas: {url!r} names no host and port.")
+        upstreams.append(f"{parts.hostname}:{parts.port}")
+    return Target(release, release, release_name(settings, release), tuple(upstreams))
 
 
-def ensure_loaded(workspace: Workspace, release: str, base: str, client: VllmClient, *, undecided: bool = False) -> str:
-    """Make the server hold a release under its immutable name; the name. The base model is always there.
+def ensure_loaded(
+    workspace: Workspace, release: str, base: str, clients: Sequence[VllmClient], *, undecided: bool = False
+) -> str:
+    """Make every one of these servers hold a release under its immutable name; the name. The base is always there.
 
-    Before the server sees an adapter its bytes, its signature, the statement of its training and its header are
-    verified, and (unless `undecided`: it is loaded to be evaluated) that the ledger holds a decision for it. What the
-    server holds already is asked nothing: going back to it must not depend on keys or stores. Raises `IntegrityError`
-    or `GateRefused`.
+    Before a server sees an adapter its bytes, its signature, the statement of its training, its header and its base are
+    verified, and (unless `undecided`: it is loaded to be evaluated) that the ledger holds a decision for it. What all
+    of them hold already is asked nothing: going back to it must not depend on keys or stores. Raises `IntegrityError`,
+    `GateRefused` or `InputError`; a server that refuses it leaves it on none that did not hold it before.
     """
     name = release_name(workspace.settings, release)
-    if release != base and name not in {model.name for model in client.models()}:
-        folder = verify_release(workspace, release, undecided=undecided)
-        load_adapter(client, adapter_shelf(workspace.settings), name, folder)
+    if release != base and any(name not in {model.name for model in client.models()} for client in clients):
+        load_verified(workspace, release, base, clients, undecided=undecided)
     return name
 
 
-def tidy_shelf(workspace: Workspace, client: VllmClient) -> None:
-    """Take adapters from the server that no route and no rollback can lead to: a killed evaluation leaves them."""
-    from sluice.components.champion import current_champion
+def load_verified(
+    workspace: Workspace, release: str, base: str, clients: Sequence[VllmClient], *, undecided: bool = False
+) -> None:
+    """`ensure_loaded`, with everything verified also where the servers hold it already."""
+    folder = verify_release(workspace, release, undecided=undecided)
+    require_base(workspace, release, base)
+    digests = {entry.path: entry.digest for entry in workspace.artifacts.manifest(release).files}
+    name = release_name(workspace.settings, release)
+    load_adapter(clients, adapter_shelf(workspace.settings), name, folder, digests)
+    _require_roots(workspace, name, clients)
 
-    settings = workspace.settings
-    routes = router(settings)
-    kept = [*routes.state().targets(), *routes.previous(), target(settings, current_champion(workspace))]
-    names = {one.served_name for one in kept}
-    shelf = adapter_shelf(settings)
-    for name in shelf.names():
-        if name not in names:
-            unload_adapter(client, shelf, name)
+
+def _require_roots(workspace: Workspace, name: str, clients: Sequence[VllmClient]) -> None:
+    """Each server says that this name comes from the shelf's folder, whose bytes were verified."""
+    expected = str(adapter_shelf(workspace.settings).path(name))
+    for client in clients:
+        roots = {model.root for model in client.models() if model.name == name}
+        if roots != {expected}:
+            found = ", ".join(sorted(roots)) or "nowhere"
+            raise IntegrityError(f"{client.url} serves {name!r} from {found}, not from the verified {expected}.")
 
 
 @contextmanager
 def loaded(workspace: Workspace, release: str, base: str, client: VllmClient) -> Iterator[str]:
-    """The release's served name while it is being evaluated; a release without a route is unloaded afterwards."""
+    """The release's served name while it is being evaluated at one server; afterwards it is unloaded there, unless a
+    route leads to it, it is kept for a release, or somebody else asks it too."""
+    from sluice.components.retiring import needed
+
     name = release_name(workspace.settings, release)
+    shelf = adapter_shelf(workspace.settings)
     was_there = name in {model.name for model in client.models()}
-    ensure_loaded(workspace, release, base, client, undecided=True)
     try:
-        yield name
+        with shelf.in_use(name):
+            ensure_loaded(workspace, release, base, (client,), undecided=True)
+            yield name
     finally:
-        routed = {one.release for one in router(workspace.settings).state().targets()}
-        if release != base and not was_there and release not in routed:
-            unload_adapter(client, adapter_shelf(workspace.settings), name)
+        if release != base and not was_there:
+            with shelf.unused(name) as free:
+                if free and name not in needed(workspace):
+                    unload_adapter((client,), shelf, name)

@@ -100,6 +100,23 @@ def verify_release(workspace: Workspace, release: str, *, undecided: bool = Fals
     return folder
 
 
+def require_base(workspace: Workspace, release: str, base: str) -> None:
+    """The adapter was trained for the base model that is served, and its weights have that one's sizes.
+
+    Raises `IntegrityError`: a server would load another base's adapter of the same sizes, and answer nonsense with 200.
+    """
+    from sluice.training.adapter import require_fit
+
+    trained_on = workspace.artifacts.manifest(release).metadata.get("base")
+    if trained_on != base:
+        raise IntegrityError(
+            f"The adapter {short(release)} was trained for the base model {trained_on or '(its manifest names none)'}; "
+            f"the servers here hold {base}.",
+            hint="Train it on this base model, or set SLUICE_BASE_MODEL to the one it was trained for.",
+        )
+    require_fit(workspace.folder(release), workspace.folder(base))
+
+
 def _origins(workspace: Workspace, adapter: str) -> Iterator[Trust]:
     """The trust in each site that this adapter was imported from, as far as its keys are trusted still."""
     entries = [entry for entry in workspace.ledger.entries() if entry.kind == "import"]

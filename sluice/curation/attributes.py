@@ -22,6 +22,8 @@ INPUT_TOKENS = "gen_ai.usage.input_tokens"
 OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 INPUT_MESSAGES = "gen_ai.input.messages"
 OUTPUT_MESSAGES = "gen_ai.output.messages"
+OUTPUT_TYPE = "gen_ai.output.type"
+TOOLS = "gen_ai.tool.definitions"
 SESSION = "session.id"
 USER = "user.id"
 RELEASE = "sluice.release"
@@ -37,8 +39,11 @@ ERROR = "error.type"
 ERROR_MESSAGE = "error.message"
 
 
-def format_messages(messages: Sequence[Message], finish_reason: str = "") -> str:
-    """Messages as the conventions want them: role and text parts; `finish_reason` on each where one is given."""
+def format_messages(
+    messages: Sequence[Message], finish_reason: str = "", tool_calls: Sequence[Mapping[str, Json]] = ()
+) -> str:
+    """Messages as the conventions want them: role and text parts; `finish_reason` on each where one is given.
+    `tool_calls` (`name` and `arguments` each) are further parts of the last one."""
     formatted = []
     for message in messages:
         entry: dict[str, Json] = {
@@ -48,6 +53,9 @@ def format_messages(messages: Sequence[Message], finish_reason: str = "") -> str
         if finish_reason:
             entry["finish_reason"] = finish_reason
         formatted.append(entry)
+    if formatted:
+        calls = [{"type": "tool_call", "name": call["name"], "arguments": call["arguments"]} for call in tool_calls]
+        formatted[-1]["parts"] += calls
     return json.dumps(formatted)
 
 
@@ -119,6 +127,9 @@ def record_of_span(
         input_tokens=_whole(attributes.get(INPUT_TOKENS)),
         output_tokens=_whole(attributes.get(OUTPUT_TOKENS)),
         ttft_ms=_number(attributes.get(TTFT_MS)),
+        output_type=_text(attributes.get(OUTPUT_TYPE)),
+        tools=_text(attributes.get(TOOLS)),
+        tool_calls=_tool_calls(outputs),
         scores=tuple(sorted(scores, key=lambda s: (s.created_ms, s.id))),
     )
 
@@ -132,6 +143,24 @@ def _message_text(entry: Mapping[str, Json]) -> str:
         if isinstance(part, Mapping) and part.get("type", "text") == "text":
             texts.append(_text(part.get("content", part.get("text"))))
     return "".join(texts)
+
+
+def _tool_calls(outputs: Json) -> str:
+    parts = (
+        [part for entry in outputs if isinstance(entry, Mapping) for part in _listed(entry.get("parts"))]
+        if (isinstance(outputs, list))
+        else []
+    )
+    calls = [
+        {"name": part.get("name"), "arguments": part.get("arguments")}
+        for part in parts
+        if isinstance(part, Mapping) and part.get("type") == "tool_call"
+    ]
+    return json.dumps(calls) if calls else ""
+
+
+def _listed(value: Json) -> list[Json]:
+    return value if isinstance(value, list) else []
 
 
 def _parsed(value: Json) -> Json:

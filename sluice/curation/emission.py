@@ -14,6 +14,7 @@ the caller passes through and marks the span as failed.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from sluice.curation import attributes as names
 from sluice.curation.records import Context, Message, valid_text
 from sluice.infra.errors import InputError
+from sluice.provenance.canonical import Json
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
@@ -198,6 +200,12 @@ class ChatSpan:
         """The id that feedback refers to: 32 hexadecimal digits."""
         return f"{self._span.get_span_context().trace_id:032x}"
 
+    @property
+    def traceparent(self) -> str:
+        """The request header by which the gateway's log names this trace (W3C Trace Context)."""
+        context = self._span.get_span_context()
+        return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
     def prompted(
         self,
         messages: Sequence[Message],
@@ -205,12 +213,16 @@ class ChatSpan:
         version: str,
         contexts: Sequence[Context] = (),
         index_digest: str = "",
+        output_type: str = "",
+        tools: Sequence[Mapping[str, Json]] = (),
     ) -> None:
-        """The prompt as it is sent: all messages verbatim, the prompt's version, and what it was built from."""
+        """The prompt as it is sent: all messages verbatim, the prompt's version, and what it was built from.
+        `output_type` is "json" where JSON is asked for; `tools` are the definitions of those offered."""
         with self._tracer._guarded():
             self.put({names.PROMPT_VERSION: version, names.INDEX: index_digest})
             self.put({names.INPUT_MESSAGES: names.format_messages(messages)})
             self.put({names.CONTEXTS: names.format_contexts(contexts)})
+            self.put({names.OUTPUT_TYPE: output_type, names.TOOLS: json.dumps(list(tools)) if tools else ""})
 
     def answer(
         self,
@@ -223,8 +235,10 @@ class ChatSpan:
         input_tokens: int | None = None,
         output_tokens: int | None = None,
         ttft_ms: float | None = None,
+        tool_calls: Sequence[Mapping[str, Json]] = (),
     ) -> None:
-        """What the user got, and from which release. `adapter` is the release unless said otherwise."""
+        """What the user got, and from which release. `adapter` is the release unless said otherwise; `tool_calls` have
+        a `name` and `arguments` each."""
         with self._tracer._guarded():
             self.put(
                 {
@@ -237,7 +251,8 @@ class ChatSpan:
                 }
             )
             self.put(dict.fromkeys(self._tracer._trace_attributes, release))
-            self.put({names.OUTPUT_MESSAGES: names.format_messages([Message("assistant", text)], finish_reason)})
+            said = names.format_messages([Message("assistant", text)], finish_reason, tool_calls)
+            self.put({names.OUTPUT_MESSAGES: said})
 
     def fail(self, kind: str, message: str = "", *, release: str = "") -> None:
         """The request ended without an answer; `kind` is a short word, as a status code or a class of error."""

@@ -7,13 +7,13 @@ first, so that the history stays; the latest one of a user counts.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Literal
 
 from sluice.curation.attributes import record_of_span
 from sluice.curation.mlflow_rest import SPANS_PAGE, MlflowRefusal, MlflowTraceApi, milliseconds
-from sluice.curation.records import CORRECTION, THUMB, Score, ScoreSource, TraceRecord, latest_scores
-from sluice.curation.trace_store import FeedbackCounts, TraceMissing, Window, as_utc, now_ms
+from sluice.curation.records import CORRECTION, THUMB, Score, ScoreSource, TraceRecord
+from sluice.curation.trace_store import TraceMissing, Window, as_utc, now_ms
 from sluice.provenance.canonical import Json, require_digest
 
 PREFIX = "tr-"
@@ -52,18 +52,18 @@ class MlflowTraceStore:
     def add_correction(self, trace_id: str, text: str, user: str) -> None:
         self._assess(trace_id, CORRECTION, user, {"expectation": {"value": text}})
 
-    def feedback_counts(self, release: str, since_ms: int, until_ms: int | None = None) -> FeedbackCounts:
+    def answers_of(self, release: str, since_ms: int, *, known: Container[str] = ()) -> Iterator[TraceRecord]:
         require_digest(release, "release")
         condition = f"tags.`sluice.release` = '{release}' AND attributes.timestamp_ms >= {since_ms}"
-        if until_ms is not None:
-            condition += f" AND attributes.timestamp_ms < {until_ms}"
-        up = down = answers = 0
+        new: list[Json] = []
         for info in self._api.search(condition):
-            answers += 1
-            thumbs = latest_scores(_scores(info), THUMB)
-            up += sum(1 for thumb in thumbs if thumb.value is True)
-            down += sum(1 for thumb in thumbs if thumb.value is False)
-        return FeedbackCounts(up, down, answers)
+            if _plain_id(info) not in known:
+                new.append(info)
+                continue
+            started = milliseconds(info["request_time"])
+            yield TraceRecord(_plain_id(info), started, started, release=release, scores=_scores(info))
+        for first in range(0, len(new), SPANS_PAGE):
+            yield from self._records(new[first : first + SPANS_PAGE])
 
     def _records(self, infos: Sequence[Json]) -> Iterator[TraceRecord]:
         """Records in the order of `infos`; a trace whose root is missing has `ended_ms` None."""

@@ -56,6 +56,9 @@ class Score:
 class TraceRecord:
     """One request of production and all that was said about it.
 
+    `output_type` is "json" where JSON was asked for, `tools` (JSON text) the definitions of the tools that were
+    offered, `tool_calls` (JSON text) the calls that came back; all three are empty without.
+
     `ended_ms` is None while the root span has not arrived: such a trace is half written, and everything else in it
     may be missing. Texts are empty and numbers None when the trace does not say. `release`, `adapter_digest` and
     `index_digest` are digests; `prompt_version` names the prompt; `ttft_ms` is the time to the first token.
@@ -82,6 +85,9 @@ class TraceRecord:
     input_tokens: int | None = None
     output_tokens: int | None = None
     ttft_ms: float | None = None
+    output_type: str = ""
+    tools: str = ""
+    tool_calls: str = ""
     scores: tuple[Score, ...] = ()
 
     @property

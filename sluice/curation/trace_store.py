@@ -7,7 +7,7 @@ in the curation.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -37,15 +37,6 @@ class Window:
             raise InputError(f"The window since {as_utc(self.since_ms)} until {as_utc(self.until_ms)} is reversed.")
 
 
-@dataclass(frozen=True)
-class FeedbackCounts:
-    """How many of a release's answers had which last word from their users."""
-
-    up: int
-    down: int
-    answers: int
-
-
 class TraceStore(Protocol):
     """Safe to share between threads. Every method raises `UnavailableError` when the store does not answer."""
 
@@ -64,8 +55,9 @@ class TraceStore(Protocol):
     def add_correction(self, trace_id: str, text: str, user: str) -> None:
         """Record the answer that a user says was right. Raises `TraceMissing`."""
 
-    def feedback_counts(self, release: str, since_ms: int, until_ms: int | None = None) -> FeedbackCounts:
-        """Thumbs, in their last state, on answers that `release` gave since then."""
+    def answers_of(self, release: str, since_ms: int, *, known: Container[str] = ()) -> Iterator[TraceRecord]:
+        """Traces of answers that `release` gave since then, in no particular order; of those in `known`, which were
+        read before, only id, time, release and scores are told."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class Assistant:
             temperature=0.0,
             stream=True,
             stream_options={"include_usage": True},
-            extra_headers={"x-session-id": session},
+            extra_headers={"x-session-id": session, "traceparent": span.traceparent},
         )
         pieces: list[str] = []
         first: float | None = None

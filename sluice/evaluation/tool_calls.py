@@ -10,7 +10,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
+from sluice.evaluation.json_answers import NotJson, json_schema, read_document
 from sluice.evaluation.outcomes import Answer
+from sluice.infra.errors import InputError
 from sluice.provenance.canonical import Json
 
 _WRITTEN = re.compile(r"<tool_call>(?P<call>.*?)(?:</tool_call>|\Z)", re.DOTALL)
@@ -37,6 +39,30 @@ def tool_call(calls: Sequence[Call], expected: Sequence[Call]) -> float:
 def tool_call_name(calls: Sequence[Call], expected: Sequence[Call]) -> float:
     """1 when exactly the expected functions were called, each as often, whatever the arguments; else 0."""
     return float(sorted(map(_name, calls)) == sorted(map(_name, expected)))
+
+
+def calls_valid(calls: Sequence[Call], tools: Sequence[Json]) -> str:
+    """What is wrong with the first wrong call, or nothing: each must name one of `tools` (OpenAI definitions) and give
+    arguments that satisfy its schema. A schema that is none is nobody's fault but the request's, and asks nothing."""
+    functions = [tool.get("function", tool) for tool in tools if isinstance(tool, dict)]
+    schemas = {str(one.get("name")): one.get("parameters") for one in functions if isinstance(one, dict)}
+    for call in calls:
+        name, arguments = _name(call), call.get("arguments")
+        if name not in schemas:
+            return f"calls {name!r}, which was not offered"
+        if isinstance(arguments, str):
+            try:
+                arguments = read_document(arguments)
+            except NotJson:
+                return f"calls {name} with arguments that are not JSON"
+        if not isinstance(arguments, dict):
+            return f"calls {name} with arguments that are no object"
+        try:
+            if schemas[name] and not json_schema(json.dumps(arguments), schemas[name]):
+                return f"calls {name} with arguments that its schema does not allow"
+        except InputError:
+            continue
+    return ""
 
 
 def _name(call: Call) -> str:

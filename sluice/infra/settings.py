@@ -60,6 +60,9 @@ class TraceSettings(Section):
     backend: Literal["mlflow", "langfuse"] = "mlflow"
     experiment: str = Field("production-traces", description="MLflow experiment that holds the traces")
     settle_s: float = Field(2.0, ge=0, description="seconds that a trace must be quiet before it is harvested")
+    judge_score: str = Field(
+        "judge", description="name of the score, 0 to 1, that an online judge writes to traces; a rollout compares it"
+    )
 
 
 class VectorSettings(Section):
@@ -89,6 +92,9 @@ class ServingSettings(Section):
     """vLLM and the gateway in front of it."""
 
     vllm_url: str | None = Field(None, description="address of vLLM, reached by the rollout only")
+    vllm_replicas: tuple[str, ...] = Field(
+        (), description="addresses of further vLLM servers that hold the same models and see home's adapters folder"
+    )
     gateway_url: str | None = Field(None, description="address that clients use")
     gateway_admin_url: str | None = Field(None, description="Envoy's admin address")
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -97,7 +103,15 @@ class ServingSettings(Section):
     )
     max_loras: int = Field(4, ge=1, description="adapters that one server holds at once")
     max_lora_rank: int = Field(16, ge=1, description="largest rank of an adapter that the server takes")
+    requests_per_s: int = Field(
+        200, ge=0, description="requests a second that one API key may send, in bursts of twice as many; 0: no limit"
+    )
+    first_byte_timeout_s: float = Field(300.0, gt=0, description="until vLLM begins to answer; then 504")
+    idle_timeout_s: float = Field(300.0, gt=0, description="silence within an answer that ends it")
+    answer_timeout_s: float = Field(3600.0, gt=0, description="longest answer")
     kv_cache_gib: int = Field(1, ge=1, description="CPU only: vLLM's key-value cache, whole GiB")
+    input_price: float = Field(1.0, ge=0, description="price of a million prompt tokens, in any currency")
+    output_price: float = Field(4.0, ge=0, description="price of a million tokens of answers, in the same currency")
 
 
 class JudgeSettings(Section):

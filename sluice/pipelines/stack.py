@@ -14,6 +14,7 @@ from typing import Any
 from sluice.components.aliases import follow_ledger
 from sluice.components.champion import current_champion, name_base
 from sluice.components.index_version import follow_live_index
+from sluice.components.retiring import retire_due
 from sluice.components.rollback import tell_ledger
 from sluice.components.served import (
     adapter_shelf,
@@ -21,9 +22,8 @@ from sluice.components.served import (
     gateway_settings,
     release_name,
     router,
+    servers,
     target,
-    tidy_shelf,
-    vllm_url,
 )
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, InputError, UnavailableError
@@ -33,7 +33,6 @@ from sluice.infra.processes import ServiceSpec, ServiceStatus, Supervisor
 from sluice.infra.program import program
 from sluice.infra.progress import Report, no_report
 from sluice.infra.settings import Settings, load_settings, write_endpoints
-from sluice.pipelines.runs import list_runs
 from sluice.provenance.canonical import canonical_json, short
 from sluice.provenance.code import code_digest
 from sluice.provenance.releases import promote, read_state, record_approval, record_decision
@@ -171,17 +170,14 @@ def serving_parts(workspace: Workspace, base: str, ports: Mapping[str, int]) -> 
 def serve_champion(workspace: Workspace, base: str) -> None:
     """Every release that the gateway routes to is loaded; the gateway's stable is the ledger's champion."""
     from sluice.serving.routes import RouteState
-    from sluice.serving.vllm import VllmClient
 
     settings = workspace.settings
-    client = VllmClient(vllm_url(settings))
+    clients = servers(settings)
     routes = router(settings)
     champion = current_champion(workspace)
     for release in {champion, *(one.release for one in routes.state().targets())}:
-        ensure_loaded(workspace, release, base, client)
-    # A run under way may be evaluating an adapter that has no route.
-    if not any(run.alive for run in list_runs(settings)):
-        tidy_shelf(workspace, client)
+        ensure_loaded(workspace, release, base, clients)
+    retire_due(workspace)
     routes.reconcile()
     # The server's port may have changed while we were down.
     state = routes.relocate(target(settings, champion).upstreams)

@@ -1,54 +1,50 @@
-"""Envoy's clusters and routes for a state of the gateway, as plain values ready for YAML.
+"""Envoy's routes for a state of the gateway, as plain values ready for YAML.
 
-One cluster for each release, named by its full digest: statistics and the access log are per release although two
-releases may share one server, and a promotion changes weights only, never a name.
+All listeners share them. A request that comes a second time, through a listener inside Envoy, carries PASS_HEADER:
+`shadow` for a mirrored one, `failover` for one whose own servers are gone.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import json
-from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from sluice.provenance.canonical import hex_of
+from sluice.serving.envoy_clusters import FAILOVER, SHADOW, cluster_name, guarded_cluster, shadow_cluster
 from sluice.serving.routes import RouteState, Target
 
 ROUTE_CONFIG = "sluice"
+USERS_ROUTE = "split"
 FORCE_HEADER = "x-sluice-force"
 PROBE_KEY_HEADER = "x-sluice-probe-key"
 MODEL_HEADER = "x-sluice-model"
 RELEASE_HEADER = "x-sluice-release"
 ADAPTER_HEADER = "x-sluice-adapter"
+PASS_HEADER = "x-sluice-pass"
 SESSION_HEADER = "x-session-id"
-INTERNAL_HEADERS = (MODEL_HEADER, RELEASE_HEADER, ADAPTER_HEADER)
+INTERNAL_HEADERS = (MODEL_HEADER, RELEASE_HEADER, ADAPTER_HEADER, PASS_HEADER)
 """Headers that only the gateway may set: what a client sends under these names is removed first."""
 
 _TYPE = "type.googleapis.com/"
-_CLUSTER_PREFIX = "release-"
+_PATHS = "/v1/(chat/completions|completions)"
 _OVERWRITE = "OVERWRITE_IF_EXISTS_OR_ADD"
 
 
-def cluster_name(release: str) -> str:
-    """Envoy's name of a release: `release-` and the 64 digits of its digest."""
-    return _CLUSTER_PREFIX + hex_of(release)
+@dataclass(frozen=True)
+class Timeouts:
+    """How long a server may take, in seconds: until it begins to answer (a plain answer comes as one piece, so this
+    bounds all of it), in silence within an answer, and in all. Then the answer is 504, or ends where it is."""
+
+    first_byte_s: float = 300.0
+    idle_s: float = 300.0
+    answer_s: float = 3600.0
 
 
-def release_of(cluster: str) -> str | None:
-    """The digest of the release behind a cluster's name, or None for a name that is not a release."""
-    digits = cluster.removeprefix(_CLUSTER_PREFIX)
-    return f"sha256:{digits}" if cluster.startswith(_CLUSTER_PREFIX) and len(digits) == 64 else None
-
-
-def clusters(targets: Iterable[Target], version: str) -> dict[str, Any]:
-    """The cluster file: one cluster a release, each with limits of its own so that one cannot starve another."""
-    unique = {target.release: target for target in targets}
-    return {"version_info": version, "resources": [_cluster(target) for target in unique.values()]}
-
-
-def routes(application: str, state: RouteState | None, version: str, probe_key: str) -> dict[str, Any]:
+def routes(
+    application: str, state: RouteState | None, version: str, probe_key: str, timeouts: Timeouts | None = None
+) -> dict[str, Any]:
     """The route file. Without a state every question is answered with 503: there is no release yet."""
-    answers = _answer_routes(application, state, probe_key) if state else []
+    answers = _answer_routes(application, state, probe_key, timeouts or Timeouts()) if state else []
     if not state:
         answers = [_reply("no-release", _posted(application), 503, f"no release of {application} is being served")]
     listed = {"object": "list", "data": [{"id": application, "object": "model", "owned_by": "sluice"}]}
@@ -64,7 +60,8 @@ def routes(application: str, state: RouteState | None, version: str, probe_key: 
                 "name": ROUTE_CONFIG,
                 # A route to a cluster that is not there must be refused as a whole, not answered with 503.
                 "validate_clusters": True,
-                "request_headers_to_remove": [FORCE_HEADER, PROBE_KEY_HEADER, MODEL_HEADER],
+                "request_headers_to_remove": [FORCE_HEADER, PROBE_KEY_HEADER, MODEL_HEADER, PASS_HEADER],
+                "response_headers_to_add": [_set("traceparent", "%REQ(TRACEPARENT)%")],
                 "virtual_hosts": [
                     {
                         "name": ROUTE_CONFIG,
@@ -82,62 +79,65 @@ def routes(application: str, state: RouteState | None, version: str, probe_key: 
     }
 
 
-_PATHS = "/v1/(chat/completions|completions)"
+def _answer_routes(application: str, state: RouteState, probe_key: str, timeouts: Timeouts) -> list[dict[str, Any]]:
+    def split(name: str, match: dict[str, Any], shares: list[dict[str, Any]]) -> dict[str, Any]:
+        return {"name": name, "match": match, "route": _action(shares, timeouts)}
 
-
-def _cluster(target: Target) -> dict[str, Any]:
-    name = cluster_name(target.release)
-    addresses = [(host, int(port)) for host, _, port in (one.rpartition(":") for one in target.upstreams)]
-    endpoints = [
-        {"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}} for host, port in addresses
-    ]
-    return {
-        "@type": _TYPE + "envoy.config.cluster.v3.Cluster",
-        "name": name,
-        "type": "STATIC" if all(_is_address(host) for host, _ in addresses) else "STRICT_DNS",
-        "connect_timeout": "1s",
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
-        "circuit_breakers": {
-            "thresholds": [{"max_connections": 4096, "max_pending_requests": 4096, "max_requests": 4096}]
-        },
-    }
-
-
-def _answer_routes(application: str, state: RouteState, probe_key: str) -> list[dict[str, Any]]:
-    forced = []
-    for role, target in (("stable", state.stable), ("canary", state.canary)):
+    stable, canary = state.stable, state.canary
+    found = [split(FAILOVER, _passed(FAILOVER), [_share(stable, 100)])]
+    if canary is not None:
+        found.append(split(SHADOW, _passed(SHADOW), [_share(canary, 100, cluster=shadow_cluster(canary.release))]))
+    else:
+        found.append(_reply(SHADOW, _passed(SHADOW), 409, "there is no canary"))
+    for role, target in (("stable", stable), ("canary", canary)):
         match = _posted(application, _header(FORCE_HEADER, role), _header(PROBE_KEY_HEADER, probe_key))
         name = f"forced-{role}"
-        forced.append(
-            _split(name, match, [(target, 100)]) if target else _reply(name, match, 409, "there is no canary")
+        found.append(
+            split(name, match, [_share(target, 100)]) if target else _reply(name, match, 409, "there is no canary")
         )
     # Envoy walks the shares in this order along a session's hash: with stable first, a larger weight only ever adds
     # sessions to the canary, and nobody who was moved is moved back.
-    shares = [(state.stable, 100 - state.weight)]
-    if state.canary is not None and state.weight:
-        shares.append((state.canary, state.weight))
-    return [*forced, _split("split", _posted(application), shares)]
+    shares = [_share(stable, 100 - state.weight)]
+    if canary is not None and state.weight:
+        guarded = guarded_cluster(canary.release) if canary.dedicated else None
+        shares.append(_share(canary, state.weight, cluster=guarded))
+    users = split(USERS_ROUTE, _posted(application), shares)
+    if state.shadow:
+        fraction = {"default_value": {"numerator": state.shadow, "denominator": "HUNDRED"}}
+        users["route"]["request_mirror_policies"] = [{"cluster": SHADOW, "runtime_fraction": fraction}]
+    return [*found, users]
 
 
-def _split(name: str, match: dict[str, Any], shares: list[tuple[Target, int]]) -> dict[str, Any]:
+def _action(shares: list[dict[str, Any]], timeouts: Timeouts) -> dict[str, Any]:
     return {
-        "name": name,
-        "match": match,
-        "route": {
-            # A long answer is not a failure: only silence is. The listener bounds that.
-            "timeout": "0s",
-            "hash_policy": [{"header": {"header_name": SESSION_HEADER}}],
-            "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 1},
-            "weighted_clusters": {"use_hash_policy": True, "clusters": [_weighted(*share) for share in shares]},
+        "timeout": _seconds(timeouts.answer_s),
+        "idle_timeout": _seconds(timeouts.idle_s),
+        "hash_policy": [{"header": {"header_name": SESSION_HEADER}}],
+        "retry_policy": {
+            # Only what no server has begun to work on: a question that kills one server is not given to the next.
+            "retry_on": "connect-failure,refused-stream",
+            "num_retries": 2,
+            "per_try_timeout": _seconds(timeouts.first_byte_s),
+            "retry_priority": _extension(
+                "previous", "retry.priority.previous_priorities.v3.PreviousPrioritiesConfig", update_frequency=1
+            ),
+            "retry_host_predicate": [_extension("previous", "retry.host.previous_hosts.v3.PreviousHostsPredicate")],
+            "host_selection_retry_max_attempts": 3,
         },
+        "weighted_clusters": {"use_hash_policy": True, "clusters": shares},
     }
 
 
-def _weighted(target: Target, weight: int) -> dict[str, Any]:
+def _share(target: Target, weight: int, *, cluster: str | None = None) -> dict[str, Any]:
+    # Behind a guarded cluster another release may have answered, which says so itself.
+    action = _OVERWRITE if cluster is None else "ADD_IF_ABSENT"
     return {
-        "name": cluster_name(target.release),
+        "name": cluster or cluster_name(target.release),
         "weight": weight,
-        "response_headers_to_add": [_set(RELEASE_HEADER, target.release), _set(ADAPTER_HEADER, target.adapter)],
+        "response_headers_to_add": [
+            _set(RELEASE_HEADER, target.release, action),
+            _set(ADAPTER_HEADER, target.adapter, action),
+        ],
         "typed_per_filter_config": {
             "model-rewrite": {
                 "@type": _TYPE + "envoy.extensions.filters.http.transform.v3.TransformConfig",
@@ -150,6 +150,18 @@ def _weighted(target: Target, weight: int) -> dict[str, Any]:
             }
         },
     }
+
+
+def _extension(name: str, kind: str, **config: Any) -> dict[str, Any]:
+    return {"name": name, "typed_config": {"@type": _TYPE + "envoy.extensions." + kind, **config}}
+
+
+def _seconds(value: float) -> str:
+    return f"{value:g}s"
+
+
+def _passed(name: str) -> dict[str, Any]:
+    return {"safe_regex": {"regex": _PATHS}, "headers": [_header(PASS_HEADER, name)]}
 
 
 def _posted(application: str, *headers: dict[str, Any]) -> dict[str, Any]:
@@ -173,13 +185,5 @@ def _absent(name: str) -> dict[str, Any]:
             "treat_missing_header_as_empty": True}  # fmt: skip
 
 
-def _set(name: str, value: str) -> dict[str, Any]:
-    return {"header": {"key": name, "value": value}, "append_action": _OVERWRITE}
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+def _set(name: str, value: str, action: str = _OVERWRITE) -> dict[str, Any]:
+    return {"header": {"key": name, "value": value}, "append_action": action}

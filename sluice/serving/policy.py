@@ -74,7 +74,9 @@ class AnalysisPolicy(Section):
     false_rollback: float = Field(0.01, gt=0, lt=0.5, description="chance that a release as good as stable fails")
     false_pass: float = Field(0.05, gt=0, lt=0.5, description="chance that a metric passes that is worse by its margin")
     requests_per_session: int = Field(
-        0, ge=0, description="so many of a session's requests count, the first ones, since they resemble each other; 0: all"
+        0,
+        ge=0,
+        description="so many of a session's requests count, the first ones, since they resemble each other; 0: all",
     )
     metrics: dict[str, MetricPolicy] = Field(min_length=1)
 
@@ -88,6 +90,13 @@ class AnalysisPolicy(Section):
         return self
 
 
+class ParityPolicy(Section):
+    """A larger difference from what the training library says fails, by the precision that serves."""
+
+    float32: float = Field(0.001, gt=0)
+    bfloat16: float = Field(0.3, gt=0)
+
+
 class ProbePolicy(Section):
     """What a release is asked before it gets any user. Differences are of log-probabilities, in nats."""
 
@@ -97,8 +106,9 @@ class ProbePolicy(Section):
     answered: float = Field(1.0, ge=0, le=1, description="share of the prompts that must get an answer with text")
     effect_above: float = Field(0.05, gt=0, description="a smaller difference from stable means: it does nothing")
     base_within: float = Field(0.3, gt=0, description="a larger difference of the base model's own answers fails")
-    parity_within: float = Field(
-        0.3, gt=0, description="a larger difference from the training library's own answers fails (float32: 0.001)"
+    parity_within: ParityPolicy = ParityPolicy()
+    at_once: int = Field(
+        4, ge=1, le=256, description="questions asked at once to warm it up: as many as the first step's users ask"
     )
 
 

@@ -1,32 +1,48 @@
 """A rollout: a release gains users step by step while it is no worse than stable, and loses all of them when it is.
 
 The order of writes makes a kill at any moment safe:
-- Raising: the intention is saved, leave is asked, the gateway is changed, the new step is saved. Killed in between,
-  the next run does the same again.
-- Failing: the gateway goes back first (its own files then refuse the release for ever), then the failure is saved,
-  recorded by the caller, and saved as done. Killed in between, the next run finds the refusal and finishes.
+- Raising: the intention is saved, leave is asked and the step recorded as begun, the gateway is changed, the new step is
+  saved. Killed in between, the next run does the same again.
+- Passing: the step is recorded as passed, then saved as passed; killed in between, it is analysed and recorded again.
+- The ways back: `retreat.py`.
+
+One thread watches and moves; what may hang (the ledger, the traces) runs beside it, so that a failing release loses its
+users whatever else is down. Durations are of the monotonic clock: what the wall clock does passes no step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 
 from sluice.infra.errors import ConflictError, GateRefused, UnavailableError
 from sluice.infra.progress import Report, no_report
-from sluice.serving.analysis import AnalysisResult, Verdict, analyse
-from sluice.serving.policy import RolloutPolicy, StepPolicy
+from sluice.provenance.canonical import short
+from sluice.serving.controller_lease import ControllerLease, Held
+from sluice.serving.observations import SampleSource
+from sluice.serving.policy import RolloutPolicy
 from sluice.serving.probes import ProbeReport
-from sluice.serving.rollout_interfaces import Clock, Recorder, RolloutResult, SampleSource, SystemClock
-from sluice.serving.rollout_state import EventKind, RolloutEvent, RolloutState, RolloutStore
-from sluice.serving.routes import Router, RouteState, Target
+from sluice.serving.retreat import Retreat
+from sluice.serving.rollout_interfaces import Clock, EventSink, Recorder, RolloutResult, SystemClock
+from sluice.serving.rollout_journal import Journal
+from sluice.serving.rollout_state import RolloutState
+from sluice.serving.rollout_steps import Steps
+from sluice.serving.rollout_store import RolloutStore
+from sluice.serving.routes import Router, RouteState, StaleToken, Target
+
+_TURN_S = 1.0
 
 
 class Rollout:
-    """One release's way to 100 percent.
+    """One release's way to its users.
 
     `authorize` is called before *every* increase of the weight and raises `GateRefused` when the release has no valid
-    decision and approval; `probe` is called at weight 0. Running again continues from what the store holds.
+    decision and approval; `probe` is called at weight 0. `source` is read several times a second and must answer at
+    once; `shadow` tells of requests that the canary was asked in the shadow of stable's, and of those. `confirm` watches
+    requests for a moment after a rollback, and says in a sentence whom they reached. Running again continues from what
+    the store holds.
     """
 
     def __init__(
@@ -36,10 +52,14 @@ class Rollout:
         policy: RolloutPolicy,
         router: Router,
         store: RolloutStore,
+        lease: ControllerLease,
         source: SampleSource,
+        shadow: SampleSource | None = None,
         recorder: Recorder,
         authorize: Callable[[], None],
         probe: Callable[[], ProbeReport],
+        confirm: Callable[[RouteState], str] | None = None,
+        sinks: Sequence[EventSink] = (),
         clock: Clock | None = None,
         report: Report = no_report,
     ) -> None:
@@ -47,251 +67,207 @@ class Rollout:
         self._policy = policy
         self._router = router
         self._store = store
+        self._lease = lease
         self._source = source
+        self._shadow = shadow
         self._recorder = recorder
         self._authorize = authorize
         self._probe = probe
+        self._confirm = confirm
+        self._sinks = sinks
         self._clock = clock or SystemClock()
         self._report = report
-        self._state: RolloutState
-        self._analysis: AnalysisResult | None = None
 
     def run(self) -> RolloutResult:
-        """Roll out until it passes or fails. Raises `GateRefused` (users back on stable, nothing recorded as failed)
-        and `UnavailableError` (the gateway does not answer; run again when it does)."""
-        self._state = self._begin()
-        if self._state.phase == "failed":
-            return self._failed_result()
-        if self._state.phase == "passed":
+        """Roll out until it passes or ends; waits for its turn first.
+
+        Raises `GateRefused` (leave was refused: users back on stable, nothing recorded as failed), `ConflictError`
+        (another controller took over, or the release is stable already) and `UnavailableError` (it could not begin, or
+        users are back and the ledger could not be told).
+        """
+        while True:
+            with self._leading() as held:
+                ahead = self._ahead()
+                if ahead is None:
+                    return self._led(held)
+            # The lease is free while we wait: whoever is ahead may need it to go on.
+            self._report(0, 0, f"waiting for {ahead}")
+            self._clock.sleep(_TURN_S)
+
+    def finish(self) -> RolloutState:
+        """After the promotion is recorded: the release becomes the gateway's stable. Safe to repeat."""
+        with self._leading() as held:
+            saved = self._store.load(self._target.release)
+            if saved is None or saved.phase not in ("passed", "promoted"):
+                raise ConflictError(f"The rollout of {self._target.release} has not passed; it cannot become stable.")
+            journal = self._journal(saved, held)
             routes = self._router.state()
-            if routes.stable.release != self._target.release and routes != self._expected(100):
-                return self._fail(self._changed(routes))
-        refusal = self._router.refusal(self._target.release)
-        if refusal or self._state.phase == "failing":
-            return self._fail(self._state.reason or refusal or "it was rolled back")
+            if routes.stable.release != self._target.release:
+                if routes != self._ours(saved, routes).routes:
+                    raise ConflictError(
+                        f"The release {self._target.release} cannot become stable: {self._changed(routes)}."
+                    )
+                self._authorize()
+                self._router.apply(RouteState(self._target), expected=routes, token=held.token)
+            if saved.phase != "promoted":
+                journal.save("promote", "The release is stable now.", weight=100, verdict="pass", phase="promoted")
+            return journal.state
+
+    def step_aside(self, error: GateRefused | ConflictError) -> RolloutResult:
+        """The promotion was refused: no user stays on the canary. Raises `error`, unless the release had failed."""
+        with self._leading() as held:
+            saved = self._store.load(self._target.release)
+            if saved is None:
+                raise error
+            return self._refused(self._journal(saved, held), held, error)
+
+    @contextmanager
+    def _leading(self) -> Iterator[Held]:
+        held = self._lease.acquire(self._report)
         try:
-            while self._state.phase not in ("passed", "promoted"):
-                if failure := self._advance():
-                    return self._fail(failure)
+            yield held
+        except StaleToken as error:
+            raise ConflictError(
+                f"Another controller took over the rollout of {self._target.served_name}; this one changed nothing.",
+                hint="`sluice release status` shows how it goes on.",
+            ) from error
+        finally:
+            held.release()
+
+    def _ahead(self) -> str | None:
+        """What must end before this rollout may begin, or None. One that has begun goes on."""
+        saved = self._store.load(self._target.release)
+        if saved is not None and saved.phase not in ("probing", "withdrawn", "promoted"):
+            return None
+        canary = self._router.state().canary
+        if canary is not None and canary.release != self._target.release:
+            return f"the rollout of {canary.served_name} ({self._router.state().weight}%)"
+        cooling = self._store.cool_down()
+        if cooling is None or cooling.ended_by or self._clock.now() >= cooling.until:
+            return None
+        until = datetime.fromtimestamp(cooling.until).strftime("%H:%M:%S")
+        return f"the end of the cool-down at {until}: {short(cooling.release)} failed ({cooling.reason})"
+
+    def _led(self, held: Held) -> RolloutResult:
+        journal = self._begin(held)
+        state = journal.state
+        if state.phase == "failed":
+            return RolloutResult("failed", state.reason, state)
+        if state.phase in ("passed", "promoted"):
+            routes = self._router.state()
+            if routes.stable.release == self._target.release or routes == state.routes:
+                return self._passed(journal)
+            return self._failed(journal, held, self._changed(routes))
+        refusal = self._router.refusal(self._target.release)
+        if refusal or state.phase == "failing":
+            return self._failed(journal, held, state.reason or refusal or "it was rolled back")
+        if state.phase == "withdrawing":
+            return self._withdrawn(journal, held, state.reason)
+        steps = Steps(
+            journal,
+            policy=self._policy,
+            router=self._router,
+            store=self._store,
+            source=self._source,
+            shadow=self._shadow,
+            recorder=self._recorder,
+            authorize=self._authorize,
+            probe=self._probe,
+            require_lease=lambda: _require(held),
+            token=held.token,
+            clock=self._clock,
+            report=self._report,
+        )
+        try:
+            end = steps.walk()
         except GateRefused as error:
-            return self._step_aside(error)
+            return self._refused(journal, held, error)
         except (ConflictError, UnavailableError):
             raise
         except Exception as error:
             # Nobody watches the canary any more: users first, the cause afterwards.
-            self._fail(f"the rollout broke: {error or type(error).__name__}")
+            self._failed(journal, held, f"the rollout broke: {error or type(error).__name__}")
             raise
-        return RolloutResult("promote", f"The release passed all {len(self._policy.steps)} steps.", self._state)
+        if end is None:
+            return self._passed(journal)
+        return self._failed(journal, held, end.reason) if end.failed else self._withdrawn(journal, held, end.reason)
 
-    def step_aside(self, error: GateRefused | ConflictError) -> RolloutResult:
-        """The promotion was refused: no user stays on the canary. Raises `error`, unless the release had failed."""
+    def _begin(self, held: Held) -> Journal:
         saved = self._store.load(self._target.release)
-        if saved is None:
-            raise error
-        self._state = saved
-        return self._step_aside(error)
-
-    def finish(self) -> RolloutState:
-        """After the promotion is recorded: the release becomes the gateway's stable. Safe to repeat."""
-        saved = self._store.load(self._target.release)
-        if saved is None or saved.phase not in ("passed", "promoted"):
-            raise ConflictError(f"The rollout of {self._target.release} has not passed; it cannot become stable.")
-        self._state = saved
         routes = self._router.state()
-        if routes.stable.release != self._target.release:
-            if routes != self._expected(100):
-                raise ConflictError(
-                    f"The release {self._target.release} cannot become stable: {self._changed(routes)}."
-                )
-            self._authorize()
-            self._router.apply(RouteState(self._target), expected=routes)
-        if saved.phase != "promoted":
-            self._save("promote", 100, "pass", "The release is stable now.", phase="promoted")
-        return self._state
-
-    def _begin(self) -> RolloutState:
-        saved = self._store.load(self._target.release)
-        if saved is not None and saved.phase not in ("probing", "promoted"):
-            stable = self._router.state().stable
-            # The server's address may have changed since; who is stable may not.
-            same = stable.release == saved.stable.release
-            self._state = saved = replace(saved, stable=stable) if same else saved
-            if saved.phase != "failed":
-                self._save("resume", saved.weight, None, f"Going on at step {saved.step + 1} ({saved.phase}).")
-            return self._state
-        routes = self._router.state()
-        if saved is not None and saved.phase == "promoted" and routes.stable.release == self._target.release:
-            return saved
+        if saved is not None and saved.phase not in ("probing", "withdrawn", "promoted"):
+            journal = self._journal(self._ours(saved, routes), held)
+            if not saved.ended:
+                journal.try_save("resume", f"Going on at step {saved.step + 1} ({saved.phase}).")
+            return journal
         if routes.stable.release == self._target.release:
+            if saved is not None and saved.phase == "promoted":
+                return self._journal(saved, held)
             raise ConflictError(f"The release {self._target.release} is stable already.")
-        if routes.canary is not None and routes.canary.release != self._target.release:
-            raise ConflictError(
-                f"Another rollout is under way: {routes.canary.served_name} has {routes.weight}%.",
-                hint="Let it end, or `sluice rollback` it first.",
-            )
-        self._state = RolloutState(self._target, routes.stable, "probing", 0, 0, self._clock.now())
+        # Whoever waited for others may have lost its leave meanwhile: its gate compared it with an older champion.
+        self._authorize()
+        state = RolloutState(self._target, routes.stable, "probing", 0, 0, self._clock.now())
         if saved is not None:
-            self._state = replace(self._state, events=saved.events)
-        self._save("start", 0, None, f"Rollout of {self._target.served_name} beside {routes.stable.served_name}.")
-        return self._state
+            state = replace(state, events=saved.events, obeyed=len(self._store.orders(state.release)))
+        journal = self._journal(state, held)
+        journal.save("start", f"Rollout of {self._target.served_name} beside {routes.stable.served_name}.")
+        return journal
 
-    def _advance(self) -> str | None:
-        """One move. Returns why the release fails, or None."""
-        if self._state.phase == "probing":
-            return self._probed()
-        if self._state.phase == "raising":
-            return self._raise_weight()
-        if self._state.phase == "holding":
-            return self._hold(self._policy.steps[self._state.step])
-        return self._bake()
+    def _journal(self, state: RolloutState, held: Held) -> Journal:
+        return Journal(state, store=self._store, sinks=self._sinks, clock=self._clock, token=held.token)
 
-    def _probed(self) -> str | None:
-        if self._router.refusal(self._target.release):
-            return "it was rolled back before"
-        self._router.apply(RouteState(self._state.stable, self._target, 0))
-        report = self._probe()
-        self._save("probe", 0, "pass" if report.passed else "fail", report.sentence)
-        if not report.passed:
-            return f"probe: {report.sentence}"
-        self._state = replace(self._state, phase="raising", step=0)
-        self._store.save(self._state)
-        return None
+    def _ours(self, saved: RolloutState, routes: RouteState) -> RolloutState:
+        """The saved state at today's addresses: those of a server may have changed, who is stable may not."""
+        stable = routes.stable if routes.stable.release == saved.stable.release else saved.stable
+        return replace(saved, stable=stable, target=self._target)
 
-    def _raise_weight(self) -> str | None:
-        state = self._state
-        weight = self._policy.steps[state.step].weight
-        routes = self._router.state()
-        wanted = RouteState(state.stable, self._target, weight)
-        if routes != wanted:
-            if routes != self._expected(state.weight):
-                return self._changed(routes)
-            self._authorize()
-            try:
-                self._router.apply(wanted, expected=routes)
-            except ConflictError:
-                return self._changed(self._router.state())
-        self._recorder.step(state.release, state.step, weight, "inconclusive", None)
-        self._state = replace(state, phase="holding", weight=weight, since=self._clock.now())
-        self._save("raise", weight, None, f"Step {state.step + 1} of {len(self._policy.steps)}: {weight}% of sessions.")
-        return None
+    def _passed(self, journal: Journal) -> RolloutResult:
+        return RolloutResult("promote", "The release passed every step of its rollout.", journal.state)
 
-    def _hold(self, step: StepPolicy) -> str | None:
-        state = self._state
-        said = ""
-        while True:
-            routes = self._router.state()
-            if routes != self._expected(state.weight):
-                return self._changed(routes)
-            elapsed = self._clock.now() - state.since
-            result, sentence = self._look(step, state.since)
-            if result is not None and result.verdict == "fail":
-                return sentence
-            if result is not None and result.verdict == "pass" and elapsed >= step.minimum_time_s:
-                return self._passed(step, result)
-            if elapsed >= step.maximum_time_s:
-                return f"inconclusive after {elapsed:.0f} s at {state.weight}%: {sentence}"
-            if sentence != said:
-                self._save("look", state.weight, result.verdict if result else "inconclusive", sentence)
-                said = sentence
-            seen = result.canary.requests if result else 0
-            self._report(
-                min(seen, step.minimum.requests),
-                step.minimum.requests,
-                f"{state.weight}% on the canary, {elapsed:.0f} of at most {step.maximum_time_s:.0f} s: {sentence}",
-            )
-            self._clock.sleep(self._policy.check_interval_s)
-
-    def _passed(self, step: StepPolicy, result: AnalysisResult) -> str | None:
-        state = self._state
-        self._recorder.step(state.release, state.step, state.weight, "pass", result)
-        now = self._clock.now()
-        reference = (state.since, now) if state.weight < 100 else state.reference
-        last = state.step == len(self._policy.steps) - 1
-        self._state = replace(
-            state,
-            reference=reference,
-            phase="baking" if last else "raising",
-            step=state.step if last else state.step + 1,
-            since=state.since if last else now,
-        )
-        self._save("pass", state.weight, "pass", result.sentence)
-        return None
-
-    def _bake(self) -> str | None:
-        step = self._policy.steps[-1]
-        begun = self._clock.now()
-        self._save("bake", 100, None, f"Everybody on the release for {self._policy.bake_s:g} s more.")
-        while (elapsed := self._clock.now() - begun) < self._policy.bake_s:
-            if failure := self._baked(step):
-                return failure
-            self._report(elapsed, self._policy.bake_s, "baking at 100%")
-            self._clock.sleep(min(self._policy.check_interval_s, self._policy.bake_s))
-        if failure := self._baked(step):
-            return failure
-        self._save("pass", 100, "pass", "Baked without a failing metric.", phase="passed")
-        return None
-
-    def _baked(self, step: StepPolicy) -> str | None:
-        routes = self._router.state()
-        if routes != self._expected(100):
-            return self._changed(routes)
-        result, sentence = self._look(step, self._state.since)
-        return sentence if result is not None and result.verdict == "fail" else None
-
-    def _look(self, step: StepPolicy, since: float) -> tuple[AnalysisResult | None, str]:
-        """One analysis of the running window; None when the figures cannot be had, which is never a pass."""
-        now = self._clock.now()
-        reference = self._state.reference if self._state.weight == 100 else (since, now)
-        if reference is None:
-            return None, "There is no window to compare with."
-        try:
-            canary = self._source.samples(self._target.release, since, now)
-            stable = self._source.samples(self._state.stable.release, *reference)
-        except UnavailableError as error:
-            return None, f"No figures: {error.message}"
-        self._analysis = analyse(canary, stable, self._policy.analysis, step.minimum)
-        return self._analysis, self._analysis.sentence
-
-    def _fail(self, reason: str) -> RolloutResult:
+    def _failed(self, journal: Journal, held: Held, reason: str) -> RolloutResult:
         """Users first, then the record. Absorbing."""
-        unconfirmed = ""
-        routes = self._router.state()
-        if routes.canary is not None and routes.canary.release == self._target.release:
-            try:
-                self._router.rollback(reason)
-            except UnavailableError as error:
-                unconfirmed = f" (the gateway has not confirmed yet: {error.message})"
-        stable = self._router.state().stable
-        if self._state.phase not in ("failing", "failed"):
-            sentence = f"Everybody is back on {stable.served_name}{unconfirmed}."
-            self._save("rollback", 0, "fail", sentence, phase="failing", reason=reason)
-        self._recorder.failure(self._target.release, stable.release, reason, self._analysis)
-        self._save("fail", 0, "fail", f"Failed for good: {reason}", phase="failed", reason=reason)
-        return self._failed_result()
+        self._retreat(journal, held).fail(reason)
+        return RolloutResult("failed", reason, journal.state)
 
-    def _step_aside(self, error: GateRefused | ConflictError) -> RolloutResult:
-        """Leave was refused: no user stays on the canary. A new approval may begin again, from the first step."""
+    def _withdrawn(self, journal: Journal, held: Held, reason: str) -> RolloutResult:
         if refusal := self._router.refusal(self._target.release):
-            return self._fail(refusal)
-        routes = self._router.state()
-        if routes.canary is not None and routes.canary.release == self._target.release:
-            self._router.rollback(error.message, absorb=False)
-        self._state = replace(self._state, step=0, weight=0, reference=None)
-        self._save("rollback", 0, None, f"Not allowed: {error.message}", phase="probing")
+            return self._failed(journal, held, refusal)
+        self._retreat(journal, held).withdraw(reason)
+        return RolloutResult("inconclusive", reason, journal.state)
+
+    def _refused(self, journal: Journal, held: Held, error: GateRefused | ConflictError) -> RolloutResult:
+        """Leave was refused: no user stays on the canary. A new approval may begin again, from the first step."""
+        try:
+            result = self._withdrawn(journal, held, f"not allowed: {error.message}")
+        except UnavailableError as unavailable:
+            raise error from unavailable
+        if result.verdict == "failed":
+            return result
         raise error
 
-    def _expected(self, weight: int) -> RouteState:
-        return RouteState(self._state.stable, self._target, weight)
+    def _retreat(self, journal: Journal, held: Held) -> Retreat:
+        return Retreat(
+            journal,
+            router=self._router,
+            store=self._store,
+            recorder=self._recorder,
+            cool_down_s=self._policy.cool_down_s,
+            confirm=self._confirm,
+            require_lease=lambda: _require(held),
+            clock=self._clock,
+            report=self._report,
+        )
 
     def _changed(self, routes: RouteState) -> str:
-        refusal = self._router.refusal(self._target.release)
-        return refusal or f"the routes were changed from outside: {routes.weight}% on the canary instead of ours"
+        return changed(self._router, self._target, routes)
 
-    def _failed_result(self) -> RolloutResult:
-        return RolloutResult("failed", self._state.reason, self._state)
 
-    def _save(self, kind: EventKind, weight: int, verdict: Verdict | None, sentence: str, **changes: object) -> None:
-        event = RolloutEvent(self._clock.now(), kind, weight, verdict, sentence)
-        updated = replace(self._state, weight=weight, events=(*self._state.events, event), **changes)  # type: ignore[arg-type]
-        self._store.save(updated)
-        self._state = updated
+def changed(router: Router, target: Target, routes: RouteState) -> str:
+    """Why the routes are not what the rollout of `target` made them."""
+    refusal = router.refusal(target.release)
+    return refusal or f"the routes were changed from outside: {routes.share(target.release)}% on it instead of ours"
+
+
+def _require(held: Held) -> None:
+    if held.lost():
+        raise StaleToken(f"The lease with token {held.token} is lost.")

@@ -2,44 +2,67 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
-from sluice.infra.errors import IntegrityError
-from sluice.infra.file_lock import held
-from sluice.infra.progress import Report, no_report
-from sluice.serving.analysis import Verdict
-from sluice.serving.durable import replace_file
-from sluice.serving.routes import Target
+from sluice.serving.control import Order
+from sluice.serving.routes import RouteState, Target
 
-Phase = Literal["probing", "raising", "holding", "baking", "passed", "promoted", "failing", "failed"]
-"""`raising`: about to set this step's weight. `failing`: off the routes, the failure not yet recorded. The last three
-of `passed`, `promoted` and `failed` are final for their side: nothing follows `failed`."""
+if TYPE_CHECKING:
+    from sluice.serving.analysis import AnalysisResult, Verdict
 
-EventKind = Literal["start", "resume", "probe", "raise", "look", "pass", "bake", "promote", "rollback", "fail"]
+Phase = Literal[
+    "probing", "shadowing", "raising", "holding", "baking", "passed", "promoted",
+    "withdrawing", "withdrawn", "failing", "failed",
+]  # fmt: skip
+"""`raising`: about to set this step's weight. `failing`: off the routes, the failure not yet recorded. `withdrawing`:
+about to leave the routes without having failed. `promoted`, `withdrawn` and `failed` are ends; only a withdrawn release
+may begin again, and nothing follows `failed`."""
+
+ENDS: tuple[Phase, ...] = ("promoted", "withdrawn", "failed")
+
+EventKind = Literal[
+    "start", "resume", "probe", "shadow", "raise", "look", "pass", "bake", "promote", "hold", "order", "rollback",
+    "withdraw", "fail", "note",
+]  # fmt: skip
+"""`look`: what the analysis says. `hold`: why it does not go on. `order`: a person's word (`actor`). `resume`: another
+controller went on. `rollback`: users are back on stable. `withdraw`, `fail`, `promote`: the ends. `note`: the rest."""
 
 
 @dataclass(frozen=True)
 class RolloutEvent:
-    """One line of a rollout's timeline. `time` in seconds since the epoch, `weight` in percent after the event."""
+    """One line of a rollout's timeline. `time` in seconds since the epoch; `weight` in percent after the event; `step`
+    counts from 0; `actor` is who ordered it, empty for the controller itself; `analysis` what the event was decided on.
+    """
 
     time: float
     kind: EventKind
     weight: int
     verdict: Verdict | None
     sentence: str
+    actor: str = ""
+    step: int = 0
+    analysis: AnalysisResult | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**vars(self), "analysis": self.analysis.to_json() if self.analysis else None}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> RolloutEvent:
+        """The inverse of `to_json`. Raises `KeyError`, `TypeError` or `ValueError` on foreign content."""
+        return cls(**{**content, "analysis": _analysis(content["analysis"])})
 
 
 @dataclass(frozen=True)
 class RolloutState:
-    """Where a rollout is. `step` counts from 0; `since` is the start of the running step's window (epoch seconds).
+    """Where a rollout is. Times in seconds since the epoch by this machine's clock, durations in seconds.
 
-    `reference` is the window (start, end) of the last step that passed below 100 percent: at 100 percent nobody is
-    left on stable, and its figures are taken from there.
+    `weight` and `shadow` are the routes as this rollout last set them, in percent. `begun` is when it first asked the
+    canary for users' requests: its evidence counts from there. `since` is when the running step began, and `spent_s`
+    for how long a controller has watched it: what nobody watched counts neither for its minimum nor for its maximum
+    time. `reason` says why it failed or was withdrawn. `obeyed` orders were carried out; `ordered` is the promotion
+    that a person ordered, while it is not reached. `token` is that of the controller that wrote this.
     """
 
     target: Target
@@ -48,67 +71,62 @@ class RolloutState:
     step: int
     weight: int
     since: float
-    reference: tuple[float, float] | None = None
+    shadow: int = 0
+    begun: float = 0.0
+    spent_s: float = 0.0
+    paused: bool = False
     reason: str = ""
+    analysis: AnalysisResult | None = None
+    obeyed: int = 0
+    ordered: Order | None = None
+    token: int = 0
     events: tuple[RolloutEvent, ...] = field(default=())
 
     @property
     def release(self) -> str:
         return self.target.release
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens to it by itself."""
+        return self.phase in ENDS
+
+    @property
+    def routes(self) -> RouteState:
+        """The routes as this rollout last set them, while it has the canary's place."""
+        return RouteState(self.stable, self.target, self.weight, self.shadow)
+
+    def after(self, event: RolloutEvent, **changes: Any) -> RolloutState:
+        """This state with one event more, its weight, and `changes`."""
+        return replace(self, weight=event.weight, events=(*self.events, event), **changes)
+
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {
+            **vars(self),
+            "target": vars(self.target),
+            "stable": vars(self.stable),
+            "analysis": self.analysis.to_json() if self.analysis else None,
+            "ordered": vars(self.ordered) if self.ordered else None,
+            "events": [event.to_json() for event in self.events],
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> RolloutState:
         """The inverse of `to_json`. Raises `KeyError`, `TypeError` or `ValueError` on foreign content."""
-        fields = dict(content)
-        reference = fields["reference"]
-        fields.update(
-            target=Target.from_json(fields["target"]),
-            stable=Target.from_json(fields["stable"]),
-            reference=(float(reference[0]), float(reference[1])) if reference else None,
-            events=tuple(RolloutEvent(**event) for event in fields["events"]),
-        )
+        fields = {
+            **content,
+            "target": Target.from_json(content["target"]),
+            "stable": Target.from_json(content["stable"]),
+            "analysis": _analysis(content["analysis"]),
+            "ordered": Order(**content["ordered"]) if content["ordered"] else None,
+            "events": tuple(RolloutEvent.from_json(event) for event in content["events"]),
+        }
         return cls(**fields)
 
 
-class RolloutStore(Protocol):
-    """Keeps the state of one application's rollouts, one for each release."""
+def _analysis(content: Mapping[str, Any] | None) -> AnalysisResult | None:
+    if content is None:
+        return None
+    from sluice.serving.analysis import AnalysisResult
 
-    def load(self, release: str) -> RolloutState | None:
-        """The last saved state, or None for a release that was never rolled out. Raises `IntegrityError`."""
-
-    def save(self, state: RolloutState) -> None:
-        """Keep the state; when this returns it survives a crash."""
-
-
-class FileRolloutStore:
-    """`RolloutStore` in a folder: one JSON file for each release."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    @contextmanager
-    def exclusive(self, report: Report = no_report) -> Iterator[None]:
-        """One rollout at a time moves the gateway's weights: wait for the one that does so now."""
-        with held(self._folder / ".lock", lambda: report(0, 0, "waiting for the end of another rollout")):
-            yield
-
-    def load(self, release: str) -> RolloutState | None:
-        path = self._path(release)
-        try:
-            return RolloutState.from_json(json.loads(path.read_text()))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise IntegrityError(
-                f"The rollout's state {str(path)!r} is damaged: {error}.",
-                hint="Roll back (`sluice rollback`), then remove the file.",
-            ) from error
-
-    def save(self, state: RolloutState) -> None:
-        replace_file(self._path(state.release), json.dumps(state.to_json(), indent=1))
-
-    def _path(self, release: str) -> Path:
-        return self._folder / f"{release.removeprefix('sha256:')}.json"
+    return AnalysisResult.from_json(content)

@@ -2,53 +2,34 @@
 
 The decision is written first (`routes.json`, to disk), then the clusters, then the routes, each by rename; Envoy
 applies a file within milliseconds and its version statistic confirms it. A crash between two files is mended by the
-next change or by `reconcile`, which writes both again from the decision. A lock file keeps two processes apart.
+next change or by `reconcile`, which writes both again from the decision. A lock file keeps two processes apart. Space
+for a rollback's files is kept aside: a full disk does not stop it.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from sluice.infra.errors import ConflictError, GateRefused, InputError, IntegrityError, UnavailableError
+from sluice.infra.errors import ConflictError, GateRefused, SluiceError, UnavailableError
 from sluice.infra.file_lock import held
-from sluice.serving.durable import replace_file
+from sluice.serving.decisions import Decision, DecisionFile
+from sluice.serving.durable import replace_file, reserve
 from sluice.serving.envoy import CONFIG_VERSION_STATS, GatewaySettings, probe_key
-from sluice.serving.envoy_routes import FORCE_HEADER, PROBE_KEY_HEADER, cluster_name, clusters, routes
-from sluice.serving.routes import Role, RouteState, Target
+from sluice.serving.envoy_admin import EnvoyAdmin, Traffic
+from sluice.serving.envoy_clusters import clusters
+from sluice.serving.envoy_routes import FORCE_HEADER, PROBE_KEY_HEADER, ROUTE_CONFIG, USERS_ROUTE, routes
+from sluice.serving.log_rotation import rotate
+from sluice.serving.routes import Role, RouteState, StaleToken, Target
 
 _CONFIRM_S = 5.0
 _POLL_S = 0.01
 _REMEMBERED = 8
-
-
-@dataclass(frozen=True)
-class _Decision:
-    """`routes.json`: the routes, who was stable before (latest last) and which releases may not rise again."""
-
-    revision: int
-    state: RouteState
-    previous: tuple[Target, ...]
-    refused: Mapping[str, str]
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "revision": self.revision,
-            "state": self.state.to_json(),
-            "previous": [vars(target) for target in self.previous],
-            "refused": dict(self.refused),
-        }
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> _Decision:
-        previous = tuple(Target.from_json(target) for target in content["previous"])
-        refused = {str(release): str(reason) for release, reason in content["refused"].items()}
-        return cls(int(content["revision"]), RouteState.from_json(content["state"]), previous, refused)
+_QUIET_S = 0.25
+_ENOUGH = 20
 
 
 class EnvoyRouter:
@@ -57,9 +38,11 @@ class EnvoyRouter:
     def __init__(self, settings: GatewaySettings, *, confirm_s: float = _CONFIRM_S) -> None:
         self.settings = settings
         self._confirm_s = confirm_s
+        self._file = DecisionFile(settings.state_file)
+        self._admin = EnvoyAdmin(settings.admin_port)
 
     def state(self) -> RouteState:
-        decision = self._read()
+        decision = self._file.read()
         if decision is None:
             raise UnavailableError(
                 f"The gateway of {self.settings.application} has no routes yet.",
@@ -73,25 +56,30 @@ class EnvoyRouter:
         Writes files only, so that it may come before the gateway's start.
         """
         with self._locked():
-            decision = self._read()
+            decision = self._file.read()
             if decision is None:
-                decision = _Decision(1, RouteState(stable), (), {})
-                self._decide(decision)
+                decision = Decision(1, RouteState(stable))
+                self._file.write(decision)
             self._publish(decision, also=())
             return decision.state
 
     def apply(self, state: RouteState, *, expected: RouteState | None = None, token: int = 0) -> RouteState:
         with self._locked():
-            before = self._read()
+            before = self._file.read()
             if before is None:
                 raise UnavailableError("The gateway has no routes yet.", hint="Seed it with a stable release first.")
+            if 0 < token < before.token:
+                raise StaleToken(
+                    f"The routes were changed by a controller with token {before.token}; this one has {token}.",
+                    hint="Another process leads this rollout now: `sluice release status`.",
+                )
             if expected is not None and before.state != expected:
                 raise ConflictError(
                     f"The routes changed meanwhile: {_describe(before.state)} instead of {_describe(expected)}.",
                     hint="Look at `sluice release status`; a rollback by somebody else ends this rollout.",
                 )
             for target in state.targets():
-                reason = before.refused.get(target.release)
+                reason = before.refusal(target.release)
                 if reason and state.share(target.release) > before.state.share(target.release):
                     raise GateRefused(
                         f"The release {target.release} was rolled back ({reason}) and may not rise again.",
@@ -101,27 +89,29 @@ class EnvoyRouter:
             if state.stable.release != before.state.stable.release:
                 others = [target for target in previous if target.release != before.state.stable.release]
                 previous = (*others, before.state.stable)[-_REMEMBERED:]
-            decision = replace(before, revision=before.revision + 1, state=state, previous=previous)
+            token = max(token, before.token)
+            decision = replace(before, revision=before.revision + 1, state=state, previous=previous, token=token)
             try:
                 self._follow(decision, before)
             except UnavailableError:
                 # Nobody may be sent to a release by a change that we reported as failed.
-                back = replace(before, revision=decision.revision + 1)
-                self._decide(back)
-                self._publish(back, also=state.targets())
+                back = replace(before, revision=decision.revision + 1, token=token)
+                self._file.write(back, reserved=True)
+                self._publish(back, also=state.targets(), reserved=True)
                 raise
             return state
 
     def rollback(self, reason: str, *, absorb: bool = True) -> RouteState:
         with self._locked():
-            before = self._read()
+            before = self._file.read_for_retreat()
             if before is None:
                 return self.state()
-            if before.state.canary is None:
+            canary = before.state.canary
+            if canary is None and not self._file.damaged:
                 return before.state
-            refused = dict(before.refused)
-            if absorb:
-                refused.setdefault(before.state.canary.release, reason)
+            refused = dict(before.refused or {})
+            if absorb and canary is not None:
+                refused.setdefault(canary.release, reason)
             return self._retreat(before, RouteState(before.state.stable), before.previous, refused)
 
     def restore_previous(self, reason: str) -> RouteState:
@@ -130,26 +120,52 @@ class EnvoyRouter:
         The earlier release must still be loaded in its server. Raises `ConflictError` when none is remembered.
         """
         with self._locked():
-            before = self._read()
-            earlier = [target for target in before.previous if target.release not in before.refused] if before else []
+            before = self._file.read()
+            earlier = [target for target in before.previous if not before.refusal(target.release)] if before else []
             if before is None or not earlier:
                 raise ConflictError("The gateway remembers no earlier stable release to go back to.")
-            refused = {**before.refused, before.state.stable.release: reason}
+            refused = {**(before.refused or {}), before.state.stable.release: reason}
             return self._retreat(before, RouteState(earlier[-1]), tuple(earlier[:-1]), refused)
 
     def previous(self) -> tuple[Target, ...]:
         """The stable releases before this one, latest last."""
-        decision = self._read()
+        decision = self._file.read()
         return decision.previous if decision else ()
 
     def refusal(self, release: str) -> str | None:
-        decision = self._read()
-        return decision.refused.get(release) if decision else None
+        decision = self._file.read()
+        return decision.refusal(release) if decision else None
+
+    def drift(self) -> tuple[str, ...]:
+        """How Envoy differs from the routes as last decided, a sentence each; empty when it follows."""
+        try:
+            decision = self._file.read()
+            if decision is None:
+                return ("The gateway has no routes yet.",)
+            reported = self._admin.stats("version_text")
+            live = self._admin.shares(ROUTE_CONFIG, USERS_ROUTE)
+        except SluiceError as error:
+            return (str(error),)
+        found = []
+        for name, what in zip(CONFIG_VERSION_STATS, ("clusters", "routes"), strict=True):
+            if (version := reported.get(name)) != str(decision.revision):
+                found.append(f"The gateway's {what} are of revision {version}; {decision.revision} was decided.")
+        state = decision.state
+        wanted = {target.release: state.share(target.release) for target in state.targets()}
+        shares, shadow = live or ({}, 0)
+        for release in sorted({*shares, *wanted}):
+            if (share := shares.get(release, 0)) != wanted.get(release, 0):
+                found.append(
+                    f"The release {release} gets {share}% of the sessions; {wanted.get(release, 0)}% is right."
+                )
+        if shadow != state.shadow:
+            found.append(f"{shadow}% of stable's requests are mirrored; {state.shadow}% is right.")
+        return tuple(found)
 
     def reconcile(self) -> RouteState:
         """Write the gateway's files again from the decision and wait until Envoy confirms."""
         with self._locked():
-            decision = self._read()
+            decision = self._file.read()
             if decision is None:
                 return self.state()
             self._follow(replace(decision, revision=decision.revision + 1), decision)
@@ -159,7 +175,7 @@ class EnvoyRouter:
         """The server that holds every release answers at `upstreams` (`host:port`) now: routes, and what a rollback may
         go to, follow it. Who gets which share stays as it is."""
         with self._locked():
-            before = self._read()
+            before = self._file.read()
             if before is None:
                 return self.state()
 
@@ -178,10 +194,50 @@ class EnvoyRouter:
         """Request headers by which a probe reaches this role, whatever the weights are."""
         return {FORCE_HEADER: role, PROBE_KEY_HEADER: probe_key(self.settings)}
 
+    def traffic(self) -> Mapping[str, Traffic]:
+        """What Envoy counted, by release. Raises `UnavailableError` when it does not answer."""
+        return self._admin.traffic()
+
     def active_requests(self, release: str) -> int:
-        """Requests running on this release now. Raises `UnavailableError` when Envoy does not answer."""
-        name = f"cluster.{cluster_name(release)}.upstream_rq_active"
-        return int(self._stats(name).get(name, "0"))
+        """Requests running on this release now, mirrored ones too. Raises `UnavailableError`."""
+        found = self.traffic().get(release, Traffic())
+        return found.active + found.shadows_active
+
+    def confirm_traffic(self, state: RouteState, *, within_s: float) -> str:
+        """Watch until requests show that only releases with a share in `state` get any; a sentence of what was seen.
+
+        Without traffic the sentence says so after `within_s` seconds. A probe counts like a user. Raises
+        `UnavailableError` when requests still begin on a release without a share, or Envoy does not tell.
+        """
+        served = {target.release: target.served_name for target in state.targets() if state.share(target.release)}
+        until = time.monotonic() + within_s
+        begun, since = self.traffic(), time.monotonic()
+        while True:
+            now = self.traffic()
+            grown = {release: one.begun - begun.get(release, Traffic()).begun for release, one in now.items()}
+            strays = {release: count for release, count in grown.items() if count and release not in served}
+            if strays:
+                # One that had its release before the change may only now reach it: the watch begins anew.
+                begun, since = now, time.monotonic()
+            counts = {name: grown.get(release, 0) for release, name in served.items()} if not strays else {}
+            quiet = time.monotonic() - since >= min(_QUIET_S, within_s / 2)
+            if time.monotonic() >= until and not quiet:
+                raise UnavailableError(
+                    f"After {within_s:g} s requests still begin on a release without a share: "
+                    f"{', '.join(sorted(strays)) or 'a moment ago'}.",
+                    hint="`sluice release drift` tells what the gateway follows.",
+                )
+            if time.monotonic() >= until or (quiet and sum(counts.values()) >= _ENOUGH):
+                break
+            time.sleep(2 * _POLL_S)
+        if not sum(counts.values()):
+            return f"No request came within {within_s:g} s to see it by; the gateway reports that it follows."
+        seen = ", ".join(f"{count} on {name}" for name, count in counts.items())
+        return f"Of the requests that began since, {seen}, and none elsewhere."
+
+    def rotate_log(self) -> None:
+        """Put a large access log aside; readers lose nothing. Raises `UnavailableError`."""
+        rotate(self.settings, self._admin)
 
     def wait_idle(self, release: str, *, timeout_s: float) -> None:
         until = time.monotonic() + timeout_s
@@ -191,27 +247,35 @@ class EnvoyRouter:
             time.sleep(0.05)
 
     def _retreat(
-        self, before: _Decision, state: RouteState, previous: tuple[Target, ...], refused: Mapping[str, str]
+        self, before: Decision, state: RouteState, previous: tuple[Target, ...], refused: Mapping[str, str]
     ) -> RouteState:
-        self._follow(_Decision(before.revision + 1, state, previous, refused), before)
+        # A copy may be older than what Envoy follows: its revision must be a new one all the same.
+        revision = max(before.revision, self._published_revision()) + 1
+        decision = replace(before, revision=revision, state=state, previous=previous, refused=refused)
+        self._follow(decision, before, reserved=True)
         return state
 
-    def _follow(self, decision: _Decision, before: _Decision) -> None:
-        self._decide(decision)
-        self._publish(decision, also=before.state.targets())
+    def _published_revision(self) -> int:
+        try:
+            return int(json.loads(self.settings.clusters_file.read_text())["version_info"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return 0
+
+    def _follow(self, decision: Decision, before: Decision, *, reserved: bool = False) -> None:
+        self._file.write(decision, reserved=reserved)
+        self._publish(decision, also=before.state.targets(), reserved=reserved)
         self._confirm(decision.revision)
 
-    def _decide(self, decision: _Decision) -> None:
-        replace_file(self.settings.state_file, json.dumps(decision.to_json(), indent=1))
-
-    def _publish(self, decision: _Decision, *, also: tuple[Target, ...]) -> None:
+    def _publish(self, decision: Decision, *, also: tuple[Target, ...], reserved: bool = False) -> None:
         """Clusters first, so that no route names one that is missing; those just left stay for their last streams."""
-        version = str(decision.revision)
-        key = probe_key(self.settings)
+        settings, version = self.settings, str(decision.revision)
         kept = clusters((*decision.state.targets(), *also), version)
-        replace_file(self.settings.clusters_file, json.dumps(kept, indent=1))
-        content = routes(self.settings.application, decision.state, version, key)
-        replace_file(self.settings.routes_file, json.dumps(content, indent=1), mode=0o600)
+        replace_file(settings.clusters_file, json.dumps(kept, indent=1), reserved=reserved)
+        content = routes(settings.application, decision.state, version, probe_key(settings), settings.timeouts)
+        replace_file(settings.routes_file, json.dumps(content, indent=1), mode=0o600, reserved=reserved)
+        self._file.reserve()
+        reserve(settings.clusters_file)
+        reserve(settings.routes_file)
 
     def _confirm(self, revision: int) -> None:
         until = time.monotonic() + self._confirm_s
@@ -219,7 +283,7 @@ class EnvoyRouter:
         seen: dict[str, str] = {}
         while time.monotonic() < until:
             try:
-                seen = self._stats("version_text")
+                seen = self._admin.stats("version_text")
             except UnavailableError:
                 seen = {}
             if all(seen.get(name) == str(revision) for name in CONFIG_VERSION_STATS):
@@ -232,34 +296,8 @@ class EnvoyRouter:
         raise UnavailableError(
             f"The gateway did not confirm revision {revision} of its routes within {self._confirm_s:g} s "
             f"(it reports {sorted(set(seen.values())) or 'nothing'}).",
-            hint="Is it running? `sluice status` tells.",
+            hint="What was decided stands, and is followed when it runs: `sluice status` tells.",
         )
-
-    def _stats(self, pattern: str) -> dict[str, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.settings.admin_port, timeout=2.0)
-        try:
-            connection.request("GET", f"/stats?filter={pattern}")
-            text = connection.getresponse().read().decode()
-        except (OSError, http.client.HTTPException) as error:
-            raise UnavailableError(
-                f"The gateway's admin address {self.settings.admin_url} does not answer: {error}.",
-                hint="Is it running? `sluice status` tells, `sluice up` mends it.",
-            ) from error
-        finally:
-            connection.close()
-        pairs = (line.split(": ", 1) for line in text.splitlines() if ": " in line)
-        return {name: value.strip().strip('"') for name, value in pairs}
-
-    def _read(self) -> _Decision | None:
-        try:
-            return _Decision.from_json(json.loads(self.settings.state_file.read_text()))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
-            raise IntegrityError(
-                f"The gateway's state {str(self.settings.state_file)!r} is damaged: {error}.",
-                hint="Remove it and run `sluice up`: everybody is sent to the base model, then roll out again.",
-            ) from error
 
     def _locked(self) -> AbstractContextManager[None]:
         return held(self.settings.folder / "routes.lock")

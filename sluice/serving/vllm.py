@@ -6,6 +6,7 @@ can load adapters: only the gateway and the rollout talk to it, on the loopback 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,12 +126,15 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer. `tokens` are (text, log-probability) of each token; `first` the most likely first tokens."""
+    """One answer. `tokens` are (text, log-probability) of each token; `first` the most likely first tokens; `prompt`
+    and `ids` the numbers of the prompt's and the answer's tokens, the one that ended it included."""
 
     text: str
     finish_reason: str
     tokens: tuple[tuple[str, float], ...] = ()
     first: dict[str, float] = field(default_factory=dict)
+    prompt: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 class VllmClient:
@@ -165,32 +169,39 @@ class VllmClient:
         listed = self._json(self._request("GET", "/v1/models"))["data"]
         return tuple(ServedModel(entry["id"], entry.get("parent"), str(entry.get("root") or "")) for entry in listed)
 
-    def load_adapter(self, name: str, folder: Path) -> None:
-        """Load an adapter under a new name. Loaded already from the same folder is success.
+    def load_adapter(self, name: str, folder: Path) -> bool:
+        """Load an adapter under a new name. False when it was loaded already from the same folder.
 
         Raises `ConflictError` when the name is taken by another folder: a live name is never replaced, since answers
         in flight would mix two adapters.
         """
         if self._held(name, folder):
-            return
+            return False
         response = self._request("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if response.status_code != 200 and not self._held(name, folder):
             raise UnavailableError(
-                f"vLLM refused the adapter {name!r} from {str(folder)!r}: {_message(response)}.",
+                f"vLLM at {self.url} refused the adapter {name!r} from {str(folder)!r}: {_message(response)}.",
                 hint="Its log tells more: `sluice logs vllm`.",
             )
+        return True
 
     def unload_adapter(self, name: str) -> None:
         """Unload an adapter; one that is not loaded is success. Send no request to it any more, then wait, first."""
         response = self._request("POST", "/v1/unload_lora_adapter", {"lora_name": name})
         if response.status_code not in (200, 404):
-            raise UnavailableError(f"vLLM did not unload {name!r}: {_message(response)}.")
+            raise UnavailableError(f"vLLM at {self.url} did not unload {name!r}: {_message(response)}.")
 
     def running_requests(self) -> int:
         """Requests that run or wait in the server now, of all models together."""
         text = self._request("GET", "/metrics").text
         names = ("vllm:num_requests_running", "vllm:num_requests_waiting{", "vllm:num_requests_waiting ")
         return int(sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(names)))
+
+    def adapter_slots(self) -> int | None:
+        """How many adapters the server holds at once. It tells only when it has been asked something: None before."""
+        text = self._request("GET", "/metrics").text
+        found = re.search(r'^vllm:lora_requests_info\{[^}]*max_lora="(\d+)"', text, re.MULTILINE)
+        return int(found[1]) if found else None
 
     def wait_idle(self, *, timeout_s: float) -> None:
         """Wait until nothing runs in the server. Raises `UnavailableError` after `timeout_s` seconds."""
@@ -218,19 +229,23 @@ class VllmClient:
             "temperature": 0,
             "logprobs": True,
             "top_logprobs": 5,
+            "return_token_ids": True,
         }
         response = self._request("POST", "/v1/chat/completions", body, headers)
         if response.status_code != 200:
             raise UnavailableError(
                 f"{self.url} answers {response.status_code} for the model {model!r}: {_message(response)}."
             )
-        choice = self._json(response)["choices"][0]
+        content = self._json(response)
+        choice = content["choices"][0]
         steps = (choice.get("logprobs") or {}).get("content") or []
         answer = Answer(
             text=choice["message"].get("content") or "",
             finish_reason=str(choice.get("finish_reason")),
             tokens=tuple((step["token"], float(step["logprob"])) for step in steps),
             first={top["token"]: float(top["logprob"]) for top in steps[0]["top_logprobs"]} if steps else {},
+            prompt=tuple(content.get("prompt_token_ids") or ()),
+            ids=tuple(choice.get("token_ids") or ()),
         )
         return answer, dict(response.headers)
 
@@ -239,7 +254,7 @@ class VllmClient:
             if model.name == name:
                 if model.root != str(folder):
                     raise ConflictError(
-                        f"vLLM holds {name!r} from {model.root!r} already, not from {str(folder)!r}.",
+                        f"vLLM at {self.url} holds {name!r} from {model.root!r} already, not from {str(folder)!r}.",
                         hint="A served name belongs to one digest for ever; unload it first if that is meant.",
                     )
                 return True

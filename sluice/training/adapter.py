@@ -110,6 +110,24 @@ def check_adapter(adapter_dir: Path, base_dir: Path, recipe: Recipe) -> None:
             )
 
 
+def require_fit(adapter_dir: Path, base_dir: Path) -> None:
+    """Nothing, when every weight fits the base model it is to be served on: the module is there, and rank and sizes are
+    those of configuration and base. Reads headers alone. Raises `IntegrityError` naming tensor and sizes."""
+    rank, shapes = read_config(adapter_dir).get("r"), _base_shapes(base_dir)
+    for name, tensor in read_header(adapter_dir / WEIGHTS).items():
+        match = _TENSOR.match(name)
+        base = shapes.get(f"{match['module']}.weight") if match else None
+        if match is None or base is None or len(base) != 2:
+            raise IntegrityError(f"{name} of adapter {adapter_dir.name} adapts nothing that the base model has.")
+        expected = {"A": (rank, base[1]), "B": (base[0], rank), _MAGNITUDE: (base[0],)}[match["part"]]
+        if tensor.shape != expected:
+            raise IntegrityError(
+                f"{name} of adapter {adapter_dir.name} has shape {tensor.shape}; its rank and the base model give "
+                f"{expected}.",
+                hint="It was trained for another base model, or its configuration is another adapter's.",
+            )
+
+
 def require_files(adapter_dir: Path) -> None:
     """Nothing, when the folder holds the adapter's two files and no other. Raises `IntegrityError` naming the file."""
     found = {path.relative_to(adapter_dir).as_posix() for path in adapter_dir.rglob("*") if not path.is_dir()}

@@ -115,6 +115,17 @@ class ChatTemplate:
                 encoded.append(EncodedChat(np.array(encoding.ids, np.int32), said))
         return encoded
 
+    def prompt(self, chat: Sequence[Json]) -> list[int]:
+        """Tokens of a chat whose answer is to follow, as a server makes them. Raises `InputError`."""
+        from jinja2 import TemplateError
+
+        try:
+            text = self.text(chat, add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InputError(f"A prompt does not fit the base model's chat template: {error}") from error
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
     def check_against(self, tokenizer: Any, chat: Sequence[Json]) -> None:
         """Raise `IntegrityError` unless a transformers tokenizer makes the same tokens of a chat."""
         theirs = tokenizer.apply_chat_template(list(chat), tokenize=True, return_dict=False, strftime_now=DAY.strftime)

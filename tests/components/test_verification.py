@@ -177,12 +177,12 @@ def test_nothing_unverified_is_loaded_and_what_is_loaded_is_asked_nothing(
     name = served.release_name(workspace.settings, adapter)
     empty = Server()
     with pytest.raises(IntegrityError, match="has no signature"):
-        served.ensure_loaded(workspace, adapter, BASE, empty, undecided=True)  # type: ignore[arg-type]
+        served.ensure_loaded(workspace, adapter, BASE, (empty,), undecided=True)  # type: ignore[arg-type]
     assert empty.names == []
     # Invariant 5: a release that the server holds needs no keys, no store, no ledger.
     alone = Workspace(workspace.settings)
     alone.__dict__.update(objects=None, artifacts=None, ledger=None, signer=None)
-    assert served.ensure_loaded(alone, adapter, BASE, Server(name)) == name  # type: ignore[arg-type]
+    assert served.ensure_loaded(alone, adapter, BASE, (Server(name),)) == name  # type: ignore[arg-type]
 
 
 def test_a_changed_signature_object_is_told(workspace: Workspace) -> None:

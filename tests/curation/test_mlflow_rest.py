@@ -107,7 +107,7 @@ def test_a_server_that_fails_or_is_gone_is_named() -> None:
         with pytest.raises(UnavailableError, match="does not answer"):
             store.exists(["1" * 32])
         with pytest.raises(InputError, match="release = 'x' is not a digest"):
-            store.feedback_counts("x", 0)
+            list(store.answers_of("x", 0))
 
 
 def test_the_settings_choose_the_store() -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 
-from sluice.curation.records import CORRECTION, THUMB, Message, Score, TraceRecord, latest_scores
-from sluice.curation.trace_store import FeedbackCounts, TraceMissing, Window
+from sluice.curation.records import CORRECTION, THUMB, Message, Score, TraceRecord
+from sluice.curation.trace_store import TraceMissing, Window
 
 START = 1_790_000_000_000
 SYSTEM = Message("system", "You answer questions about building in Sweden, using the context.")
@@ -68,11 +68,11 @@ class ListTraceStore:
     def add_correction(self, trace_id: str, text: str, user: str) -> None:
         self._change(trace_id, lambda record: correct(record, text, user=user))
 
-    def feedback_counts(self, release: str, since_ms: int, until_ms: int | None = None) -> FeedbackCounts:
-        window = Window(since_ms, until_ms if until_ms is not None else 1 << 60)
-        found = [r for r in self.traces(window) if r.release == release]
-        thumbs = [score.value for record in found for score in latest_scores(record.scores, THUMB)]
-        return FeedbackCounts(thumbs.count(True), thumbs.count(False), len(found))
+    def answers_of(self, release: str, since_ms: int, *, known: Container[str] = ()) -> Iterator[TraceRecord]:
+        for record in self.traces(Window(since_ms, 1 << 60)):
+            if record.release == release:
+                bare = TraceRecord(record.id, record.started_ms, record.started_ms, release=release)
+                yield replace(bare, scores=record.scores) if record.id in known else record
 
     def _change(self, trace_id: str, change: Callable[[TraceRecord], TraceRecord]) -> None:
         for number, record in enumerate(self.records):

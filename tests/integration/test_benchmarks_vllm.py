@@ -21,6 +21,7 @@ from sluice.serving.vllm import VllmClient, VllmSettings
 from tests.integration.test_serving_rollout import SERVE_PYTHON, running_vllm
 from tests.serving.gateway import free_port
 from tests.serving.tiny_llama import write_adapter, write_tiny_llama
+from tests.serving.vllm_server import digests_of
 
 pytestmark = pytest.mark.integration
 
@@ -41,7 +42,7 @@ def test_likelihoods_and_answers_come_from_the_served_model(tmp_path: Path) -> N
     requests = [SimpleNamespace(args=(CONTEXT, continuation)) for continuation in CONTINUATIONS]
     found: dict[str, list[tuple[float, bool]]] = {}
     with running_vllm(settings, tmp_path / "vllm.log"), VllmClient(settings.url) as client:
-        load_adapter(client, shelf, "app-adapter", tmp_path / "adapter")
+        load_adapter((client,), shelf, "app-adapter", tmp_path / "adapter", digests_of(tmp_path / "adapter"))
         for name in ("app-base", "app-adapter"):
             with open_cache(tmp_path / "cache.sqlite") as cache:
                 endpoint = Endpoint(f"{settings.url}/v1", name, name, cache)

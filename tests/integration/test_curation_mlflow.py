@@ -24,7 +24,6 @@ from sluice.curation.harvest import Harvest, harvest
 from sluice.curation.records import CORRECTION, THUMB, Context, Message, latest_scores
 from sluice.curation.trace_store import (
     Feedback,
-    FeedbackCounts,
     TraceMissing,
     TraceStore,
     Window,
@@ -203,10 +202,14 @@ def test_a_flipped_thumb_is_seen_in_its_last_state_and_counted_by_release(
     votes = {r.id: [s.value for s in latest_scores(r.scores, THUMB)] for r in read(store, since).records}
     assert [votes[trace_id] for trace_id in ids] == [[True], [False], [True], [True], [True], [True, False]]
     assert len(next(r for r in read(store, since).records if r.id == ids[3]).scores) == 3
-    assert store.feedback_counts(CHALLENGER, since) == FeedbackCounts(up=2, down=2, answers=3)
-    assert store.feedback_counts(CHAMPION, since) == FeedbackCounts(up=3, down=0, answers=3)
-    assert store.feedback_counts(CHAMPION, now_ms() + 1) == FeedbackCounts(0, 0, 0)
-    assert store.feedback_counts(CHAMPION, since, since) == FeedbackCounts(0, 0, 0)
+    challenged = {r.id: r for r in store.answers_of(CHALLENGER, since, known=[ids[1]])}
+    assert set(challenged) == {ids[1], ids[3], ids[5]}
+    assert [s.value for s in latest_scores(challenged[ids[5]].scores, THUMB)] == [True, False]
+    # What was read before comes with its scores alone.
+    assert (challenged[ids[1]].answer, len(challenged[ids[1]].scores)) == ("", 2)
+    assert challenged[ids[3]].answer
+    assert {r.id for r in store.answers_of(CHAMPION, since)} == {ids[0], ids[2], ids[4]}
+    assert list(store.answers_of(CHAMPION, now_ms() + 1)) == []
 
 
 def test_a_half_written_trace_waits_for_its_root(tracer: ChatTracer, store: TraceStore) -> None:
@@ -250,4 +253,4 @@ def test_a_failed_request_is_an_error_in_the_record(tracer: ChatTracer, store: T
         CHALLENGER,
         "",
     )
-    assert store.feedback_counts(CHALLENGER, since).answers == 1
+    assert [r.id for r in store.answers_of(CHALLENGER, since)] == [record.id]

@@ -95,11 +95,11 @@ def test_sessions_stick_and_a_larger_weight_only_adds_sessions(gateway: Gateway,
     for weight in (0, 5, 25, 50, 100):
         confirmed = gateway.router.apply(RouteState(stable, canary, weight))
         assert confirmed.weight == weight
-        chosen = released(gateway, 120)
-        assert chosen == released(gateway, 120)
+        chosen = released(gateway, 80)
+        assert chosen == released(gateway, 80)
         on_canary = {session for session, release in chosen.items() if release == canary.release}
         assert before <= on_canary
-        assert abs(len(on_canary) - 1.2 * weight) <= 18
+        assert abs(len(on_canary) - 0.8 * weight) <= 14
         before = on_canary
     gateway.router.rollback("test")
     assert set(released(gateway, 40).values()) == {stable.release}
@@ -123,15 +123,15 @@ def test_a_dead_canary_hurts_only_its_own_share(gateway: Gateway, canary: Target
     stable = gateway.router.state().stable
     dead = replace(canary, upstreams=("127.0.0.1:9",))
     gateway.router.apply(RouteState(stable, dead, 50))
-    answers = [gateway.ask(f"s{number}") for number in range(60)]
+    answers = [gateway.ask(f"s{number}") for number in range(30)]
     codes = {answer.status_code for answer in answers}
     assert codes == {200, 503}
     assert all(a.headers["x-sluice-release"] == stable.release for a in answers if a.status_code == 200)
     assert answers[[a.status_code for a in answers].index(503)].json()["error"]["type"] == "gateway_error"
-    samples = logged(gateway, 60)
+    samples = logged(gateway, 30)
     assert {sample.release for sample in samples if sample.status == 503} == {dead.release}
     gateway.router.rollback("its server is dead")
-    assert {gateway.ask(f"s{number}").status_code for number in range(60)} == {200}
+    assert {gateway.ask(f"s{number}").status_code for number in range(30)} == {200}
 
 
 def test_the_log_tells_what_a_user_noticed(gateway: Gateway, servers: tuple[Upstream, Upstream]) -> None:
@@ -149,7 +149,8 @@ def test_the_log_tells_what_a_user_noticed(gateway: Gateway, servers: tuple[Upst
     assert fine.text
     assert not fine.broken
     assert not fine.truncated
-    assert fine.chunks >= 2
+    assert fine.tokens == 1
+    assert fine.last_ms == fine.ttft_ms
     assert fine.ttft_ms is not None
     assert slow.ttft_ms is not None
     # The first piece carries no text: the time is that of the first word.

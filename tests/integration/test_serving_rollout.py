@@ -16,21 +16,25 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sluice.infra.errors import ConflictError
+from sluice.infra.errors import ConflictError, UnavailableError
 from sluice.infra.health import probe
 from sluice.serving.access_log import AccessLog, GatewaySamples
 from sluice.serving.adapters import AdapterShelf, load_adapter, unload_adapter
 from sluice.serving.analysis import AnalysisResult, Minimum, Verdict
+from sluice.serving.parity import ReferenceAnswer
 from sluice.serving.policy import RolloutPolicy, default_policy
-from sluice.serving.probes import ProbeCheck, ProbeReport, probe_gateway, record_answers, run_probes
+from sluice.serving.probes import ProbeCheck, ProbeReport, Served, probe_gateway, run_probes
 from sluice.serving.rollout import Rollout
 from sluice.serving.rollout_state import FileRolloutStore
 from sluice.serving.routes import RouteState, Target
+from sluice.serving.slots import server_slots
 from sluice.serving.vllm import VllmClient, VllmSettings, vllm_service
+from sluice.training.parity_reference import make_reference
 from tests.serving.gateway import Gateway, free_port, running_gateway
 from tests.serving.samples import digest, target
-from tests.serving.tiny_llama import write_adapter, write_tiny_llama
+from tests.serving.tiny_llama import HIDDEN, write_adapter, write_tiny_llama
 from tests.serving.upstream import upstream
+from tests.serving.vllm_server import digests_of
 
 pytestmark = pytest.mark.integration
 
@@ -145,6 +149,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tiny_llama(folder / "base")
     for name, scale in (("acts", 0.5), ("acts-too", 0.8), ("nothing", 0.0)):
         write_adapter(folder / name, scale=scale, seed=len(name))
+    write_adapter(folder / "wide", scale=0.5, seed=1, hidden=2 * HIDDEN)
     return folder
 
 
@@ -174,8 +179,8 @@ def running_vllm(settings: VllmSettings, log: Path) -> Iterator[subprocess.Popen
 
 @pytest.mark.skipif(not SERVE_PYTHON.exists(), reason=f"no vLLM environment at {SERVE_PYTHON} (make setup)")
 def test_real_adapters_behind_the_real_gateway(tmp_path: Path, weights: Path) -> None:
-    policy = default_policy().probes.model_copy(update={"max_tokens": 8})
-    base, acts, nothing, earlier = ("app-" + letter * 12 for letter in "bacd")
+    policy = default_policy().probes.model_copy(update={"max_tokens": 8, "at_once": 2})
+    base, acts, nothing, earlier, wide = ("app-" + letter * 12 for letter in "bacde")
     shelf = AdapterShelf(tmp_path / "shelf")
     settings = VllmSettings(
         SERVE_PYTHON, weights / "base", base, shelf, free_port(), dtype="float32", max_model_len=128, max_loras=3
@@ -184,27 +189,56 @@ def test_real_adapters_behind_the_real_gateway(tmp_path: Path, weights: Path) ->
     stable = Target(digest("b"), digest("b"), base, (upstream_address,))
     canary = Target(digest("a"), digest("a"), acts, (upstream_address,))
     # What the shelf remembers is there after a start, as it must be after a crash.
-    shelf.place(earlier, weights / "acts-too")
+    shelf.place(earlier, weights / "acts-too", digests_of(weights / "acts-too"))
     shelf.remember(earlier)
-    with VllmClient(settings.url) as client, running_gateway(tmp_path / "gateway", stable) as gateway:
+    with (
+        ThreadPoolExecutor(8) as pool,
+        VllmClient(settings.url) as client,
+        running_gateway(tmp_path / "gateway", stable) as gateway,
+    ):
         assert not client.healthy()
+        # The training library is asked while the server starts.
+        asked = pool.submit(make_reference, weights / "base", weights / "acts", policy.prompts, policy.max_tokens)
         with running_vllm(settings, tmp_path / "vllm.log"):
             assert {model.name for model in client.models()} == {base, earlier}
-            before = record_answers(client, base, policy)
+            assert client.adapter_slots() is None
+            before = Served(client, base).answers(policy)
+            assert server_slots(client, {earlier: "stable"}, total=9).free == 2
             for name, source in ((acts, "acts"), (nothing, "nothing")):
-                load_adapter(client, shelf, name, weights / source)
-                load_adapter(client, shelf, name, weights / source)
-            report = run_probes(client, candidate=acts, stable=earlier, base=base, policy=policy, base_before=before)
-            assert report.passed, report.sentence
-            dead = run_probes(client, candidate=nothing, stable=base, base=base, policy=policy)
-            assert [check.name for check in dead.checks if not check.passed] == ["effect"]
+                for _ in range(2):
+                    load_adapter((client,), shelf, name, weights / source, digests_of(weights / source))
+            reference = [ReferenceAnswer.from_json(one) for one in asked.result()]
+
+            def probed(name: str, stable: str) -> ProbeReport:
+                return run_probes(
+                    [Served(client, name)] * 2,
+                    stable=Served(client, stable),
+                    bases=[Served(client, base)],
+                    policy=policy,
+                    reference=reference,
+                    parity_within=policy.parity_within.float32,
+                    before=[before],
+                )
+
+            report = probed(acts, earlier)
+            assert report.passed, report.text
+            parity = next(check for check in report.checks if check.name == "parity")
+            assert parity.figures["tokens"] >= 3 * 8 - 2 * 8 * parity.figures["ties"]
+            # The wrong adapter under a right name, and one that does nothing: both answer with 200.
+            assert {check.name for check in probed(earlier, base).checks if not check.passed} == {"parity"}
+            dead = {check.name for check in probed(nothing, earlier).checks if not check.passed}
+            assert dead == {"parity", "effect"}
             with pytest.raises(ConflictError, match="already"):
                 client.load_adapter(acts, shelf.path(nothing))
+            # What vLLM itself says to an adapter of another base model: the answer is an error, and it holds no slot.
+            with pytest.raises(UnavailableError, match="refused the adapter"):
+                load_adapter((client,), shelf, wide, weights / "wide", digests_of(weights / "wide"))
+            full = server_slots(client, {}, total=9)
+            assert (full.total, full.free) == (3, 0)
 
             # Every slot is taken: questions to the base model in one batch with an adapter's keep their answers.
-            with ThreadPoolExecutor(8) as pool:
-                mixed = list(pool.map(lambda n: record_answers(client, (base, acts)[n % 2], policy), range(8)))
-            alone = record_answers(client, acts, policy)
+            mixed = list(pool.map(lambda n: Served(client, (base, acts)[n % 2]).answers(policy), range(8)))
+            alone = Served(client, acts).answers(policy)
             assert all([a.text for a in found] == [b.text for b in before] for found in mixed[::2])
             assert all([a.text for a in found] == [b.text for b in alone] for found in mixed[1::2])
 
@@ -219,7 +253,7 @@ def test_real_adapters_behind_the_real_gateway(tmp_path: Path, weights: Path) ->
                 routed = {f"s{n}": users.ask("app", MESSAGES, max_tokens=4, headers={"x-session-id": f"s{n}"})[1]
                           for n in range(4)}  # fmt: skip
             assert {found["x-sluice-release"] for found in routed.values()} == {stable.release}
-            unload_adapter(client, shelf, nothing)
+            unload_adapter((client,), shelf, nothing)
             assert {model.name for model in client.models()} == {base, earlier, acts}
             client.wait_idle(timeout_s=5)
         assert set(shelf.names()) == {earlier, acts}

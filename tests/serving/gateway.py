@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -78,9 +79,9 @@ class Gateway:
 
 
 @contextmanager
-def running_gateway(folder: Path, stable: Target, *, application: str = "app") -> Iterator[Gateway]:
-    """A gateway that sends everybody to `stable`."""
-    settings = GatewaySettings(application, folder, free_port(), free_port())
+def running_gateway(folder: Path, stable: Target, *, application: str = "app", **changes: Any) -> Iterator[Gateway]:
+    """A gateway that sends everybody to `stable`; `changes` of its settings."""
+    settings = GatewaySettings(application, folder, free_port(), free_port(), **changes)
     prepare_gateway(settings)
     router = EnvoyRouter(settings)
     router.seed(stable)

@@ -46,15 +46,15 @@ def write_tiny_llama(folder: Path) -> None:
     _write_tokenizer(folder)
 
 
-def write_adapter(folder: Path, *, scale: float, seed: int) -> None:
-    """A LoRA adapter in PEFT's layout; with `scale` 0 it changes nothing."""
+def write_adapter(folder: Path, *, scale: float, seed: int, hidden: int = HIDDEN) -> None:
+    """A LoRA adapter in PEFT's layout; with `scale` 0 it changes nothing, with another `hidden` it fits another base."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True)
     generator = np.random.default_rng(seed)
     tensors = {}
     for layer in range(LAYERS):
-        for part, (rows, columns) in _shapes().items():
+        for part, (rows, columns) in _shapes(hidden).items():
             name = f"base_model.model.model.layers.{layer}.{part}"
             tensors[f"{name}.lora_A.weight"] = generator.normal(0, 0.3, (RANK, columns)).astype(np.float32)
             tensors[f"{name}.lora_B.weight"] = (scale * generator.normal(0, 0.3, (rows, RANK))).astype(np.float32)
@@ -66,11 +66,11 @@ def write_adapter(folder: Path, *, scale: float, seed: int) -> None:
     (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
-def _shapes() -> dict[str, tuple[int, int]]:
+def _shapes(hidden: int = HIDDEN) -> dict[str, tuple[int, int]]:
     return {
-        "self_attn.q_proj": (HEADS * HEAD, HIDDEN), "self_attn.k_proj": (KV_HEADS * HEAD, HIDDEN),
-        "self_attn.v_proj": (KV_HEADS * HEAD, HIDDEN), "self_attn.o_proj": (HIDDEN, HEADS * HEAD),
-        "mlp.gate_proj": (INNER, HIDDEN), "mlp.up_proj": (INNER, HIDDEN), "mlp.down_proj": (HIDDEN, INNER),
+        "self_attn.q_proj": (HEADS * HEAD, hidden), "self_attn.k_proj": (KV_HEADS * HEAD, hidden),
+        "self_attn.v_proj": (KV_HEADS * HEAD, hidden), "self_attn.o_proj": (hidden, HEADS * HEAD),
+        "mlp.gate_proj": (INNER, hidden), "mlp.up_proj": (INNER, hidden), "mlp.down_proj": (hidden, INNER),
     }  # fmt: skip
 
 

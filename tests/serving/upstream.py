@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
 class Upstream(ThreadingHTTPServer):
-    """One server. `mode` says how it answers: "fine", "fail" (500), "cut" (ends mid-stream), "empty", "slow"."""
+    """One server. `mode` says how it answers: "fine", "fail" (500), "cut" (ends mid-stream),
+    "empty", "slow", "long" (cut at the limit), "words" (ten pieces, 10 ms apart), "hang" (takes and never answers)."""
 
     daemon_threads = True
 
@@ -20,6 +22,28 @@ class Upstream(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.modes: dict[str, str] = {}
         self.seen: list[tuple[str, dict[str, str]]] = []
+        self.dead = threading.Event()
+        self._connections: set[socket.socket] = set()
+
+    def die(self) -> None:
+        """Like kill -9: nothing listens any more, and every connection ends where it is."""
+        self.dead.set()
+        self.shutdown()
+        self.server_close()
+        for connection in list(self._connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._connections.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Silent: a client that leaves is no news."""
 
     @property
     def port(self) -> int:
@@ -36,7 +60,10 @@ class _Handler(BaseHTTPRequestHandler):
         model = body["model"]
         self.server.seen.append((model, {name.lower(): value for name, value in self.headers.items()}))
         mode = self.server.modes.get(model, "fine")
-        if mode == "fail":
+        if mode == "hang":
+            self.server.dead.wait(30)
+            self.close_connection = True
+        elif mode == "fail":
             self._json(500, {"error": {"message": "broken"}})
         elif body.get("stream"):
             self._stream(mode)
@@ -64,7 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self._chunk({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
         time.sleep(0.6 if mode == "slow" else 0.05)
-        self._chunk({"choices": [{"delta": {"content": "hello"}}]})
+        for _ in range(10 if mode == "words" else 1):
+            self._chunk({"choices": [{"delta": {"content": "hello"}}]})
+            time.sleep(0.01 if mode == "words" else 0)
         if mode == "cut":
             self.wfile.flush()
             self.close_connection = True
@@ -102,5 +131,5 @@ def upstream() -> Iterator[Upstream]:
     try:
         yield server
     finally:
-        server.shutdown()
-        server.server_close()
+        if not server.dead.is_set():
+            server.die()
