@@ -61,7 +61,7 @@ SETTLE_S = 0.25
 
 @dataclass(frozen=True)
 class Asked:
-    """One answer. `begun` and `headers_at` (monotonic seconds) bound the moment at which the gateway chose a release."""
+    """One answer. `begun` and `headers_at` (monotonic seconds) bound the moment at which a release was chosen."""
 
     session: str
     first: bool
@@ -75,7 +75,7 @@ class Asked:
 
 @dataclass
 class Weights:
-    """Every weight, from the moment before it was asked for (`asked`) to when the gateway had confirmed it (`there`)."""
+    """Every weight, when it was about to be asked for (`asked`), and when the gateway had confirmed it (`there`)."""
 
     asked: list[float] = field(default_factory=list)
     there: list[float] = field(default_factory=list)

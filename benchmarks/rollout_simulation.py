@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/rollout_simulation.py [--rollouts 2000] [--only TEXT] [--out FILE.json]
 
-Every rollout draws its traffic (`rollout_traffic.py`) and lets three judges decide about it: Sluice's own `Analysis` and
-`Tripwire` under the production policy beside this file, and the rules of Argo Rollouts and Flagger at all their
-thresholds (`rollout_rules.py`). A bad answer is one that is worse than what the same user would have had from stable.
+Every rollout draws its traffic (`rollout_traffic.py`) and lets three judges decide about it: Sluice's analysis and trip
+under the production policy beside this file, and the rules of Argo Rollouts and Flagger at all their thresholds
+(`rollout_rules.py`). A bad answer is one that is worse than what the same user would have had from stable.
 Bad answers count until the release is rolled back; one that is promoted goes to everybody until the horizon.
 
 Sluice looks every `check_interval_s`, as the policy says. Its p-values are the smallest after any single value, so a
@@ -41,7 +41,15 @@ import numpy as np
 
 from benchmarks.rollout_rules import QUANTILES, Baseline, Exposure, Outcome, Rollouts, Step, Tool, documented, rules
 from benchmarks.rollout_traffic import (
-    CANARY, GIVEN_UP_S, HORIZON_S, STABLE, Fault, Floats, Ints, Traffic, generate,
+    CANARY,
+    GIVEN_UP_S,
+    HORIZON_S,
+    STABLE,
+    Fault,
+    Floats,
+    Ints,
+    Traffic,
+    generate,
 )  # fmt: skip
 from sluice.serving.analysis import Analysis, Verdict
 from sluice.serving.comparison import Comparison, Limits
@@ -316,13 +324,15 @@ def simulate(place: int, policy: RolloutPolicy, baseline: Baseline, index: int) 
     return Simulated(mine, backs, np.array([float(one.bad) for one in outcomes]), traffic.begun)
 
 
-def usual(days: int = 100) -> Baseline:
+def usual(days: int = 40) -> Baseline:
     """What stable does on days without an incident: what the thresholds of the others are fitted to."""
-    traffics = [generate(Fault(), np.random.default_rng([day, 7])) for day in range(days)]
-    first = np.concatenate([traffic.first_token[STABLE][::10] for traffic in traffics])
-    scores = np.concatenate([traffic.score[STABLE] for traffic in traffics])
-    quantiles = np.nanquantile(first, QUANTILES)
-    return Baseline(dict(zip(QUANTILES, quantiles.tolist(), strict=True)), float(np.nanmean(scores)))
+    first, scores = [], []
+    for day in range(days):
+        traffic = generate(Fault(), np.random.default_rng([day, 7]))
+        first.append(traffic.first_token[STABLE][::20].copy())
+        scores.append(float(np.nanmean(traffic.score[STABLE])))
+    quantiles = np.nanquantile(np.concatenate(first), QUANTILES)
+    return Baseline(dict(zip(QUANTILES, quantiles.tolist(), strict=True)), float(np.mean(scores)))
 
 
 def summary(scenario: Scenario, every: Sequence[Simulated]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The traffic of the rollout simulation: what every request would get from stable, and what it would get from the canary.
+"""The traffic of the rollout simulation: what every request would get from stable, and what from the canary.
 
 Both answers of a request share everything that is not the release's doing (its session, the length of its prompt, the
 hour, its luck), so every rule can be given the same traffic, and an answer of the canary is bad when it is worse than
