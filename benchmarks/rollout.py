@@ -51,6 +51,7 @@ from sluice.statistics.bounded import rate_interval
 from tests.serving.gateway import free_port, running_gateway
 from tests.serving.samples import digest
 from tests.serving.tiny_llama import write_adapter, write_tiny_llama
+from tests.serving.vllm_server import digests_of
 
 WEIGHTS = (0, 1, 5, 10, 25, 50, 75, 90, 99, 100)
 QUESTIONS = tuple(f"Question {number}: what is a building permit of kind {number}?" for number in range(12))
@@ -128,7 +129,7 @@ def measure(work: Path, given: argparse.Namespace) -> dict[str, Any]:
     with running_vllm(settings, work / "vllm.log"), VllmClient(settings.url) as client:
         for seed, name in enumerate(names.values(), start=1):
             write_adapter(work / name, scale=0.5, seed=seed)
-            load_adapter(client, shelf, name, work / name)
+            load_adapter((client,), shelf, name, work / name, digests_of(work / name))
         known = {
             (release, number): _text(_ask(settings.url, name, question, given.tokens))
             for release, name in names.items()
@@ -136,7 +137,7 @@ def measure(work: Path, given: argparse.Namespace) -> dict[str, Any]:
         }
         clashes = [n for n in range(len(QUESTIONS)) if known[stable.release, n] == known[canary.release, n]]
         assert not clashes, f"both releases answer questions {clashes} alike: nothing could be told apart"
-        with running_gateway(work / "gateway", stable) as gateway:
+        with running_gateway(work / "gateway", stable, requests_per_s=0) as gateway:
             streams = asyncio.run(streamed(gateway.settings.url, gateway.router, stable, canary, known, given))
             gateway.router.apply(RouteState(stable))
             ask = (
@@ -144,7 +145,7 @@ def measure(work: Path, given: argparse.Namespace) -> dict[str, Any]:
                 lambda http: _stream(http, "app", given.tokens),
             )
             vllm = cost(settings.url, gateway.settings.url, ask, max(1, given.requests // 5))
-    with at_once() as port, running_gateway(work / "second", _target("e", port)) as gateway:
+    with at_once() as port, running_gateway(work / "second", _target("e", port), requests_per_s=0) as gateway:
         stand_in = cost(f"http://127.0.0.1:{port}", gateway.settings.url, (_plain, _plain), given.requests)
     return {"streams": streams, "gateway_cost_ms": {"stand_in": stand_in, "vllm": vllm}}
 
