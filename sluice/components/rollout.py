@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.bring_up import kept_probes
-from sluice.components.served import gateway_settings, release_name, router, target, vllm_url
+from sluice.components.served import gateway_settings, release_name, router, server_url, target
 from sluice.components.workspace import Workspace
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import canonical_json
@@ -115,7 +115,7 @@ def _gateway_probe(workspace: Workspace, release: str, policy: RolloutPolicy) ->
         assert settings.serving.gateway_url is not None
         gateway = probe_gateway(
             VllmClient(settings.serving.gateway_url),
-            VllmClient(vllm_url(settings)),
+            VllmClient(server_url(settings, release)),
             application=settings.application,
             candidate=release_name(settings, release),
             release=release,

@@ -10,11 +10,14 @@ from urllib.parse import urlsplit
 from sluice.components.verification import require_base, verify_release
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import InputError, IntegrityError, UnavailableError
+from sluice.infra.ports import LOOPBACK, PortBook
+from sluice.provenance.canonical import short
 from sluice.serving.adapters import AdapterShelf, load_adapter, unload_adapter
 from sluice.serving.envoy import GatewaySettings
 from sluice.serving.envoy_routes import Timeouts
 from sluice.serving.router import EnvoyRouter
 from sluice.serving.routes import Target
+from sluice.serving.servers import ServerBook, part_name
 from sluice.serving.vllm import VllmClient, served_name
 
 if TYPE_CHECKING:
@@ -74,15 +77,33 @@ def release_name(settings: Settings, release: str) -> str:
     return served_name(settings.application, release)
 
 
+def server_book(settings: Settings) -> ServerBook:
+    """Which releases have a server of their own here."""
+    return ServerBook(settings.home / "servers.json")
+
+
+def server_url(settings: Settings, release: str) -> str:
+    """Address of the server that users of this release are answered by: its own, if it has one, or the shared one."""
+    if release not in server_book(settings).read():
+        return vllm_url(settings)
+    port = PortBook(settings.home, {}).read().get(part_name(release))
+    if port is None:
+        raise UnavailableError(
+            f"The server of release {short(release)} has no port.", hint="`sluice up` gives it one and starts it."
+        )
+    return f"http://{LOOPBACK}:{port}"
+
+
 def target(settings: Settings, release: str) -> Target:
-    """A release as the gateway reaches it: at every server that holds it."""
+    """A release as the gateway reaches it: at its own server, or at every server that holds it beside others."""
     upstreams = []
-    for url in server_urls(settings):
+    dedicated = release in server_book(settings).read()
+    for url in (server_url(settings, release),) if dedicated else server_urls(settings):
         parts = urlsplit(url)
         if parts.hostname is None or parts.port is None:
             raise InputError(f"Setting serving.vllm_url or vllm_replicas: {url!r} names no host and port.")
         upstreams.append(f"{parts.hostname}:{parts.port}")
-    return Target(release, release, release_name(settings, release), tuple(upstreams))
+    return Target(release, release, release_name(settings, release), tuple(upstreams), dedicated)
 
 
 def ensure_loaded(

@@ -79,6 +79,13 @@ class PortBook:
             write_private(self.home / _FILE, json.dumps(book, indent=2, sort_keys=True))
         return {name: book[name] for name in wanted}
 
+    def forget(self, names: Iterable[str]) -> None:
+        """Give up the ports of parts that are no more. Raises `UnavailableError` when home cannot be written."""
+        gone = set(names)
+        book = {name: port for name, port in self.read().items() if name not in gone}
+        with writing(self.home):
+            write_private(self.home / _FILE, json.dumps(book, indent=2, sort_keys=True))
+
     def _check_fixed(self, wanted: list[str]) -> None:
         seen: dict[int, str] = {}
         for name in wanted:

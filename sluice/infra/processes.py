@@ -11,7 +11,7 @@ import fcntl
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +71,23 @@ class Supervisor:
             self.roster.forget_others()
             Startup(self.client, specs, report).run()
             return self._status(specs)
+
+    def remove(self, names: Collection[str], report: Report = no_report) -> None:
+        """Stop these parts, each in its own time, and know them no more; the others run on untouched.
+
+        A name that is no part is passed over. Raises `InputError` when a part that stays depends on one of them,
+        `UnavailableError` when supervisord does not follow, `ConflictError` as `up` does.
+        """
+        with self.exclusive(report):
+            kept = [spec for spec in self.roster.read() if spec.name not in names]
+            self.roster.write(kept)
+            if self.client.answers():
+                report(0, 0, f"stopping {', '.join(sorted(names))}")
+                self._apply(kept)
+            else:
+                for name in names:
+                    end_processes(find_processes(self.home, name))
+            self.roster.forget_others()
 
     def down(self, report: Report = no_report) -> int:
         """Stop every part and supervisord, dependents first; the number of processes that had to be ended besides."""

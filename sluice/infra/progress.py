@@ -36,6 +36,20 @@ def no_report(completed: float, total: float, message: str) -> None:
     """A `Report` that says nothing."""
 
 
+def duration_text(seconds: float) -> str:
+    """45 s, 12 min, 3 h 20 min, 2 d 4 h: as exact as people care for."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
 def step_reporter(step: str, *, interval_s: float = 0.2) -> Report:
     """A `Report` for `step` that publishes into the run's folder at most every `interval_s` seconds."""
     run_dir = os.environ.get(RUN_DIR_VARIABLE)

@@ -29,6 +29,9 @@ def known_secrets(settings: Settings) -> dict[str, str]:
         found["setting mlflow.webhook_secret"] = settings.mlflow.webhook_secret.get_secret_value()
     if settings.signing.pin is not None:
         found["setting signing.pin"] = settings.signing.pin.get_secret_value()
+    for name in ("url", "secret", "authorization"):
+        if (value := getattr(settings.events, name)) is not None:
+            found[f"setting events.{name}"] = value.get_secret_value()
     return {source: value for source, value in found.items() if len(value) >= _LEAST}
 
 

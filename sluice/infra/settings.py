@@ -14,7 +14,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from sluice.infra.errors import InputError
@@ -97,6 +97,11 @@ class ServingSettings(Section):
     )
     gateway_url: str | None = Field(None, description="address that clients use")
     gateway_admin_url: str | None = Field(None, description="Envoy's admin address")
+    mode: Literal["adapters", "merged"] = Field(
+        "adapters",
+        description="adapters: releases side by side in one vLLM; merged: a server for each, with the adapter merged "
+        "into its base (docs/merged-models.md)",
+    )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_model_len: int = Field(
         4096, ge=64, description="tokens of prompt and answer; a judge's prompts need 1,500 and more"
@@ -133,6 +138,24 @@ class ReleasePolicy(Section):
     accept_decisions_of: tuple[str, ...] = Field(
         (), description="sites whose gate decides for imported releases here too; an approval is always asked for"
     )
+
+
+class EventSettings(Section):
+    """Who is told what happens in a rollout (docs/watching.md)."""
+
+    url: SecretStr | None = Field(None, description="http(s) address that each event is posted to; empty: nobody")
+    format: Literal["cloudevents", "slack"] = Field(
+        "cloudevents", description="CloudEvents 1.0 as JSON, or a line of text as Slack's incoming webhooks take it"
+    )
+    secret: SecretStr | None = Field(None, description="what each call is signed with (standardwebhooks.com)")
+    authorization: SecretStr | None = Field(None, description="value of the header Authorization of each call")
+
+    @field_validator("url")
+    @classmethod
+    def _address(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not re.match(r"https?://[^/\s]+", url.get_secret_value()):
+            raise ValueError("it is not an http(s) address")
+        return url
 
 
 Role = Literal["viewer", "operator", "approver", "administrator"]
@@ -212,6 +235,7 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     judge: JudgeSettings = JudgeSettings()
     release: ReleasePolicy = ReleasePolicy()
+    events: EventSettings = EventSettings()
     access: AccessSettings = AccessSettings()
     signing: SigningSettings = SigningSettings()
     ports: PortSettings = PortSettings()
@@ -326,7 +350,8 @@ def _explain(error: ValidationError, file: Path) -> str:
 
 
 def _shown(field: str, value: object) -> str:
-    """The value for a message. A whole section may hold a secret, and so may a misspelt field."""
-    if re.search("secret|key|password|token", field.rpartition(".")[2], re.IGNORECASE):
+    """The value for a message. A whole section may hold a secret, and so may a misspelt field; a chat's address is
+    one."""
+    if field == "events.url" or re.search("secret|key|password|token|auth", field.rpartition(".")[2], re.IGNORECASE):
         return "(hidden)"
     return repr(value) if isinstance(value, str | int | float | None) else f"(a {type(value).__name__})"

@@ -10,7 +10,7 @@ import re
 from datetime import UTC, datetime
 
 from sluice.components.index_alias import vectors_uri
-from sluice.components.served import router
+from sluice.components.served import router, server_book
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import UnavailableError
 from sluice.pipelines.runs import list_runs
@@ -34,6 +34,7 @@ def find_roots(workspace: Workspace) -> Roots:
     """Everything that is named as live now. Raises `UnavailableError` when a part that names something is silent."""
     return merge_roots(
         _routes(workspace),
+        _servers(workspace),
         *_ledgers(workspace),
         _indexes(workspace),
         _pointers(workspace),
@@ -49,6 +50,12 @@ def _routes(workspace: Workspace) -> Roots:
         return Roots()
     state = router(settings).state()
     return Roots({digest: "a route of the gateway" for one in state.targets() for digest in (one.release, one.adapter)})
+
+
+def _servers(workspace: Workspace) -> Roots:
+    """The merged models that servers of single releases hold: a restart reads them again."""
+    models = server_book(workspace.settings).read().values()
+    return Roots(dict.fromkeys(models, "the model of a release's server"))
 
 
 def _ledgers(workspace: Workspace) -> list[Roots]:

@@ -14,6 +14,7 @@ from typing import Any
 from sluice.components.aliases import follow_ledger
 from sluice.components.champion import current_champion, name_base
 from sluice.components.index_version import follow_live_index
+from sluice.components.release_servers import give_up_servers, retire_servers, server_parts
 from sluice.components.retiring import retire_due
 from sluice.components.rollback import tell_ledger
 from sluice.components.served import (
@@ -33,6 +34,7 @@ from sluice.infra.processes import ServiceSpec, ServiceStatus, Supervisor
 from sluice.infra.program import program
 from sluice.infra.progress import Report, no_report
 from sluice.infra.settings import Settings, load_settings, write_endpoints
+from sluice.pipelines.runs import list_runs
 from sluice.provenance.canonical import canonical_json, short
 from sluice.provenance.code import code_digest
 from sluice.provenance.releases import promote, read_state, record_approval, record_decision
@@ -65,10 +67,12 @@ def bring_up(settings: Settings, report: Report = no_report) -> list[ServiceStat
         workspace.objects.ensure_bucket()
         base = unpack_base(workspace, report)
         first_release(workspace, base)
+        # Before the routes, which lead to them.
+        servers = server_parts(workspace, report)
         serving = serving_parts(workspace, base, ports)
-        states = supervisor.up([*storage, *serving], report)
+        states = supervisor.up([*storage, *serving, *servers], report)
     report(0, 0, "loading the champion")
-    serve_champion(workspace, base)
+    serve_champion(workspace, base, report)
     register_base(workspace, base, report)
     follow_ledger(workspace)
     follow_live_index(workspace)
@@ -167,20 +171,24 @@ def serving_parts(workspace: Workspace, base: str, ports: Mapping[str, int]) -> 
     return [vllm_service(vllm), gateway_service(gateway, program("envoy"))]
 
 
-def serve_champion(workspace: Workspace, base: str) -> None:
-    """Every release that the gateway routes to is loaded; the gateway's stable is the ledger's champion."""
+def serve_champion(workspace: Workspace, base: str, report: Report = no_report) -> None:
+    """Every release that the gateway routes to is served; the gateway's stable is the ledger's champion."""
+    from sluice.serving.policy import default_policy
     from sluice.serving.routes import RouteState
 
     settings = workspace.settings
     clients = servers(settings)
     routes = router(settings)
     champion = current_champion(workspace)
-    for release in {champion, *(one.release for one in routes.state().targets())}:
-        ensure_loaded(workspace, release, base, clients)
+    if settings.serving.mode == "adapters":
+        dedicated = (one.release for one in routes.previous() if one.dedicated)
+        for release in {champion, *(one.release for one in routes.state().targets()), *dedicated}:
+            ensure_loaded(workspace, release, base, clients)
+        give_up_servers(workspace)
     retire_due(workspace)
     routes.reconcile()
-    # The server's port may have changed while we were down.
-    state = routes.relocate(target(settings, champion).upstreams)
+    # A server's port may have changed while we were down, or the mode.
+    state = routes.relocate(lambda release: target(settings, release))
     # What was rolled back while the ledger could not be told: users stay where they are, and the ledger learns of it.
     known = read_state(workspace.ledger)
     decided = dict.fromkeys(entry.body["adapter"] for entry in known.entries if entry.kind == "decision")
@@ -191,6 +199,9 @@ def serve_champion(workspace: Workspace, base: str) -> None:
     if state.stable.release != champion and state.canary is None and not routes.refusal(champion):
         # The ledger was ahead of the gateway when something was killed: the promotion stands.
         routes.apply(RouteState(target(settings, champion)), expected=state)
+    # A run under way may be bringing a server up that has no route.
+    if not any(run.alive for run in list_runs(settings)):
+        retire_servers(workspace, default_policy().rollback_window_s, report, strangers=True)
 
 
 def register_base(workspace: Workspace, base: str, report: Report = no_report) -> None:

@@ -9,7 +9,6 @@ holds. `approval.recorded` notes what we last wrote into `approval`: so a person
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -19,8 +18,8 @@ from sluice.infra.markdown import plain
 from sluice.provenance.canonical import short
 from sluice.provenance.ledger import LedgerEntry
 from sluice.provenance.release_state import Decision, ReleaseState
-from sluice.registry.description import LIMIT
 from sluice.registry.mlflow_registry import MlflowRegistry, RegistryMissing
+from sluice.registry.page_note import put_note
 from sluice.registry.versions import BLOCKED, UNGATED, WAITING, Version, get_version, set_tag
 
 ApprovalState = Literal["approved", "rejected"]
@@ -40,7 +39,6 @@ _WORDS: dict[str, ApprovalState] = {
     "approved": APPROVED, "approve": APPROVED, "yes": APPROVED,
     "rejected": REJECTED, "reject": REJECTED, "no": REJECTED,
 }  # fmt: skip
-_SAID = re.compile(r"\*\*Approval: [^\n]*\n\n")
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,7 @@ def show(registry: MlflowRegistry, version: Version, standing: Standing, answer:
         wanted |= dict(zip(("approval.by", "approval.reason"), names, strict=True))
     # Names and reasons are what anybody typed. Code is the one markup that our own sentences have, and does no harm.
     said = plain(standing.sentence, 300).replace("\\`", "`")
-    _say_on_page(registry, now, "" if word in (WAITING, BLOCKED, UNGATED) else f"{word}.** {said}")
+    put_note(registry, now, "Approval", "" if word in (WAITING, BLOCKED, UNGATED) else f"{word}.** {said}")
     if APPROVED_ALIAS in now.aliases:
         _call(registry, "registered-models/alias", name=now.name, alias=APPROVED_ALIAS)
     for key, value in {**wanted, "approval.recorded": word, TAG: word}.items():
@@ -151,16 +149,6 @@ def _closed(state: ReleaseState, decision: Decision, allow_override: bool) -> st
     if decision.verdict != "pass" and not (decision.verdict == "overridden" and allow_override):
         return BLOCKED
     return OUTDATED if state.champion() not in (None, decision.champion) else EXPIRED
-
-
-def _say_on_page(registry: MlflowRegistry, version: Version, said: str) -> None:
-    """A paragraph below the description's heading, in place of the one that was there."""
-    path, key = "model-versions/get", {"name": version.name, "version": str(version.number)}
-    before = str(registry.get(path, **key)["model_version"].get("description", ""))
-    heading, _, rest = _SAID.sub("", before).partition("\n\n")
-    text = "\n\n".join([heading, *([f"**Approval: {said}"] if said else []), rest]) if heading else before
-    if text != before and len(text) <= LIMIT:
-        registry.patch("model-versions/update", **key, description=text)
 
 
 def _call(registry: MlflowRegistry, path: str, **body: str) -> None:

@@ -33,3 +33,8 @@ def run_artifact_page(uri: str, experiment_id: str, run_id: str, path: str) -> s
 def run_file(uri: str, run_id: str, path: str) -> str:
     """Address of the bytes of one file of a run; a picture in a description points here."""
     return f"{uri}/get-artifact?{urlencode({'path': path, 'run_uuid': run_id})}"
+
+
+def trace_page(uri: str, experiment_id: str, trace_id: str) -> str:
+    """Page of one trace (its id as MLflow has it: `tr-` and 32 hex digits), opened among its experiment's traces."""
+    return f"{experiment_page(uri, experiment_id)}/traces?{urlencode({'selectedEvaluationId': trace_id})}"

@@ -34,6 +34,7 @@ UPLOAD_TIMEOUT_S = 60.0
 EXPERIMENTS = {
     "training": "Training runs: one for each adapter, with its parameters, its loss and the dataset it learned from.",
     "gates": "Gate runs: one for each comparison of a candidate with the champion, with the report people read.",
+    "rollouts": "Rollouts: one for each, with its timeline: shares, metrics, verdicts, and what convicted it.",
     "releases": "What each registered version was made of. The versions themselves are under Models.",
 }
 

@@ -2,15 +2,12 @@
 
 A call's body is a hint where to look, nothing more: what was approved is read from MLflow and checked by the ledger.
 
-Source of the signature: mlflow/webhooks/delivery.py (3.17), after https://www.standardwebhooks.com: base64 of
-HMAC-SHA256 over `<delivery id>.<timestamp>.<body>`, as `v1,<base64>` in X-MLflow-Signature. MLflow repeats a call that
-got no answer, or 429 or 5xx, with the same id and timestamp.
+Source of the signature in X-MLflow-Signature: mlflow/webhooks/delivery.py (3.17). MLflow repeats a call that got no
+answer, or 429 or 5xx, with the same id and timestamp.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import hmac
 import json
 import math
@@ -26,6 +23,7 @@ from typing import Any
 from sluice.infra.errors import InputError, SluiceError, UnavailableError
 from sluice.infra.home import publish_once, write_private, writing
 from sluice.infra.settings import Settings
+from sluice.infra.webhook_signature import signature_of
 from sluice.registry.approvals import APPROVED_ALIAS, TAG
 from sluice.registry.mlflow_registry import MlflowRegistry
 
@@ -86,12 +84,6 @@ class Deliveries:
             if delivery in self._seen:
                 raise CallRefused(409, "The call was answered before.")
             self._seen[delivery] = sent + FRESH_S
-
-
-def signature_of(secret: bytes, delivery: str, timestamp: str, body: bytes) -> str:
-    """The value of X-MLflow-Signature."""
-    signed = f"{delivery}.{timestamp}.".encode(errors="replace") + body
-    return f"v1,{base64.b64encode(hmac.new(secret, signed, hashlib.sha256).digest()).decode()}"
 
 
 def hint_of(body: bytes) -> Hint | None:

@@ -1,8 +1,8 @@
 """Where one application's rollouts are kept: their states, the orders that people gave, and the cool-down.
 
-    rollouts/<digest>.json           the state of one release's rollout
-    rollouts/orders/<digest>.json    the orders about it, in the order in which they were given
-    rollouts/cool-down.json          until when no other rollout begins, and why
+rollouts/<digest>.json           the state of one release's rollout
+rollouts/orders/<digest>.json    the orders about it, in the order in which they were given
+rollouts/cool-down.json          until when no other rollout begins, and why
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ REQUESTS = "error_rate"
 """The metric of which every request gives one value: by it requests are counted."""
 
 
-
 class Reading:
     """One source, read in windows that tile time: the next one begins where the last one ended, whatever the clock does.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -171,20 +171,17 @@ class EnvoyRouter:
             self._follow(replace(decision, revision=decision.revision + 1), decision)
             return decision.state
 
-    def relocate(self, upstreams: tuple[str, ...]) -> RouteState:
-        """The server that holds every release answers at `upstreams` (`host:port`) now: routes, and what a rollback may
-        go to, follow it. Who gets which share stays as it is."""
+    def relocate(self, place: Callable[[str], Target]) -> RouteState:
+        """Servers answer at other addresses now: routes, and what a rollback may go to, follow `place`, which gives the
+        target of a release. Who gets which share stays as it is."""
         with self._locked():
             before = self._file.read()
             if before is None:
                 return self.state()
-
-            def moved(target: Target) -> Target:
-                return target if target.dedicated else replace(target, upstreams=upstreams)
-
             canary = before.state.canary
-            state = replace(before.state, stable=moved(before.state.stable), canary=canary and moved(canary))
-            previous = tuple(moved(target) for target in before.previous)
+            stable = place(before.state.stable.release)
+            state = replace(before.state, stable=stable, canary=canary and place(canary.release))
+            previous = tuple(place(target.release) for target in before.previous)
             if (state, previous) == (before.state, before.previous):
                 return state
             self._follow(replace(before, revision=before.revision + 1, state=state, previous=previous), before)

@@ -1,7 +1,8 @@
 """vLLM: how it is started here, and a client for what a rollout needs of it.
 
-One server holds the base model and several adapters, each under its own immutable name. Its port has no password and
-can load adapters: only the gateway and the rollout talk to it, on the loopback interface.
+One server holds the base model and several adapters, each under its own immutable name; a server without a shelf holds
+one model alone. Its port has no password and can load adapters: only the gateway and the rollout talk to it, on the
+loopback interface.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ def served_name(application: str, digest: str) -> str:
 
 @dataclass(frozen=True)
 class VllmSettings:
-    """One vLLM server. `python` is the interpreter of its own environment, `model` the base model's folder.
+    """One vLLM server. `python` is the interpreter of its own environment, `model` the model's folder.
 
-    `base_name` is the base model's served name; `shelf` keeps the adapters that the server holds, so that a restart
-    comes back with them. `grouped_lora` replaces vLLM's slow LoRA operators for CPUs (`vllm_worker/grouped_lora.py`).
+    `base_name` is that model's served name, `also_named` are further ones; `shelf` keeps the adapters that the server
+    holds besides, so that a restart comes back with them (None: it takes no adapters, and runs at the model's own
+    speed). `part` is its name among the local parts. `grouped_lora` replaces vLLM's slow LoRA operators for CPUs
+    (`vllm_worker/grouped_lora.py`).
     `max_lora_rank` is the largest rank that can be loaded (memory for that many rows is set aside in every slot).
     `omp_threads` is VLLM_CPU_OMP_THREADS_BIND: "auto" keeps one core free for everything else, which on a busy
     machine is faster than taking all, because threads that wait for each other spin.
@@ -43,9 +46,11 @@ class VllmSettings:
     python: Path
     model: Path
     base_name: str
-    shelf: AdapterShelf
+    shelf: AdapterShelf | None
     port: int
     host: str = "127.0.0.1"
+    part: str = "vllm"
+    also_named: tuple[str, ...] = ()
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     max_model_len: int = 4096
     max_loras: int = 4
@@ -61,48 +66,42 @@ class VllmSettings:
 
 
 def vllm_service(settings: VllmSettings) -> ServiceSpec:
-    """How to run the server. Writes the shelf's list first, which the command reads at every start."""
+    """How to run the server. Writes the shelf's list first, if there is one: the command reads it at every start."""
     if not settings.python.exists():
         raise InputError(
             f"serve_python = {str(settings.python)!r} does not exist.",
             hint="`make setup` creates the environment for vLLM; or set SLUICE_SERVE_PYTHON to its interpreter.",
         )
     if not (settings.model / "config.json").is_file():
-        raise InputError(f"The base model's folder {str(settings.model)!r} holds no config.json.")
-    settings.shelf.write_list()
+        raise InputError(f"The model's folder {str(settings.model)!r} holds no config.json.")
     command = (
         str(settings.python), "-m", "vllm.entrypoints.openai.api_server",
-        "--config", str(settings.shelf.list_file),
         "--model", str(settings.model),
-        "--served-model-name", settings.base_name,
+        "--served-model-name", settings.base_name, *settings.also_named,
         "--host", settings.host,
         "--port", str(settings.port),
         "--dtype", settings.dtype,
         "--max-model-len", str(settings.max_model_len),
         "--max-num-seqs", str(settings.max_num_seqs),
         "--enforce-eager",
-        "--enable-lora",
-        "--max-loras", str(settings.max_loras),
-        "--max-lora-rank", str(settings.max_lora_rank),
-        # Without this the embedding and the head are wrapped too, and pay for adapters that never touch them.
-        "--lora-target-modules", *LORA_MODULES,
         "--shutdown-timeout", str(_DRAIN_S),
-        *(("--worker-extension-cls", "grouped_lora.GroupedLora") if settings.grouped_lora else ()),
+        *(_adapters(settings, settings.shelf) if settings.shelf else ()),
     )  # fmt: skip
     environment = {
         "VLLM_CPU_KVCACHE_SPACE": str(settings.kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": settings.omp_threads,
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
     }
-    if settings.grouped_lora:
-        environment["PYTHONPATH"] = str(_WORKER_FOLDER)
+    if settings.shelf:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
+        if settings.grouped_lora:
+            environment["PYTHONPATH"] = str(_WORKER_FOLDER)
     return ServiceSpec(
-        name="vllm",
+        name=settings.part,
         command=command,
         environment=environment,
         health=HealthCheck.http(f"{settings.url}/health"),
@@ -112,6 +111,19 @@ def vllm_service(settings: VllmSettings) -> ServiceSpec:
         stop_group=False,
         url=settings.url,
     )
+
+
+def _adapters(settings: VllmSettings, shelf: AdapterShelf) -> tuple[str, ...]:
+    shelf.write_list()
+    return (
+        "--config", str(shelf.list_file),
+        "--enable-lora",
+        "--max-loras", str(settings.max_loras),
+        "--max-lora-rank", str(settings.max_lora_rank),
+        # Without this the embedding and the head are wrapped too, and pay for adapters that never touch them.
+        "--lora-target-modules", *LORA_MODULES,
+        *(("--worker-extension-cls", "grouped_lora.GroupedLora") if settings.grouped_lora else ()),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

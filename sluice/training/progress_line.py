@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sluice.infra.progress import Report
+from sluice.infra.progress import Report, duration_text
 from sluice.training.journal import Event, Line, StepMetrics
-from sluice.training.run_figures import RunFigures, duration_text, loss_text
+from sluice.training.run_figures import RunFigures, loss_text
 
 WARNING_STEPS = 10
 """So many steps long a warning stays in the line; an error stays until the attempt after it begins."""

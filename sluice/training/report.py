@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from sluice.infra.page_style import page_style
+from sluice.infra.progress import duration_text
 from sluice.provenance.canonical import Json
 from sluice.training.curves import Curves, gradient_svg, loss_svg, rate_svg, speed_svg
 from sluice.training.journal import Event, Journal, Line, Sample, StepMetrics, Validation
 from sluice.training.recipe import Recipe
-from sluice.training.run_figures import RunFigures, duration_text, loss_text, number_text
+from sluice.training.run_figures import RunFigures, loss_text, number_text
 
 SAMPLES_SIDE_BY_SIDE = 4
 CHECKPOINTS_SHOWN = 20

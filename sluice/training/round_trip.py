@@ -64,7 +64,7 @@ def probe(model: Any, base_dir: Path, device: torch.device | str = "cpu") -> lis
     training = model.training
     model.eval()
     with torch.no_grad():
-        for text, ids in zip(PROMPTS, _token_ids(base_dir), strict=True):
+        for text, ids in zip(PROMPTS, prompt_ids(base_dir), strict=True):
             scores = _next_scores(model, ids, device)
             best = torch.topk(scores, TOP)
             found.append({"prompt": text, "tokens": best.indices.tolist(), "scores": best.values.tolist()})
@@ -132,7 +132,8 @@ def write_probes(found: Sequence[Json], target: Path) -> None:
     staging.replace(target)
 
 
-def _token_ids(base_dir: Path) -> list[list[int]]:
+def prompt_ids(base_dir: Path) -> list[list[int]]:
+    """The probe prompts as tokens."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(base_dir / "tokenizer.json"))
@@ -156,7 +157,7 @@ def largest_difference(
     prompt, largest = "", 0.0
     model.eval()
     with torch.no_grad():
-        for one, ids in zip(seen, _token_ids(base_dir), strict=True):
+        for one, ids in zip(seen, prompt_ids(base_dir), strict=True):
             scores = _next_scores(model, ids, device).cpu()[torch.tensor(one["tokens"])]
             difference = float((scores - torch.tensor(one["scores"])).abs().max())
             if not difference <= largest:

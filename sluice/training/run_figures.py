@@ -86,20 +86,6 @@ class RunFigures:
         return None if self.dollars_per_hour is None else self.paid_s / 3600 * self.dollars_per_hour
 
 
-def duration_text(seconds: float) -> str:
-    """45 s, 12 min, 3 h 20 min, 2 d 4 h: as exact as people care for."""
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"
-
-
 def number_text(value: float) -> str:
     """Four figures that people can read: 0.8312, 1.204, 3.0e-05, 41,200, not a number."""
     if not math.isfinite(value):

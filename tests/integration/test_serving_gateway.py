@@ -254,10 +254,10 @@ def test_a_server_that_moved_is_followed_also_by_a_rollback(gateway: Gateway, ca
     first = router.state().stable
     router.apply(RouteState(first, canary, 50))
     router.apply(RouteState(canary))
-    moved = canary.upstreams
+    moved = {one.release: replace(one, upstreams=canary.upstreams) for one in (first, canary)}
     # Everything is where the canary's server is now; only shares and names stay.
-    assert router.relocate(moved).stable == canary
-    assert [one.upstreams for one in router.previous()] == [moved]
-    assert router.relocate(moved) == router.state()
+    assert router.relocate(moved.__getitem__).stable == canary
+    assert [one.upstreams for one in router.previous()] == [canary.upstreams]
+    assert router.relocate(moved.__getitem__) == router.state()
     router.restore_previous("back")
     assert gateway.ask("s").headers["x-sluice-release"] == first.release

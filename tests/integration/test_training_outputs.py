@@ -138,7 +138,8 @@ def test_dora_starts_at_the_base_and_comes_back_through_peft(exported: Exported)
 def test_a_merged_model_does_what_the_adapter_does(base: Path, exported: Exported, tmp_path: Path) -> None:
     work, _ = exported
     merged = merge_adapter(base, work / "adapter", tmp_path / "merged")
-    assert max(merged.exact_difference, merged.stored_difference) < 1e-4
+    assert max(merged.exact_difference, merged.stored_difference, merged.answer_difference) < 1e-4
+    assert merged.agreement == 1
     assert [path.name for path in tmp_path.iterdir()] == ["merged"]
     check_model(merged.model_dir, base)
     trained = open_model(merged.model_dir)

@@ -38,7 +38,11 @@ READS = {
     "recipe check": "",
     "recipe list": "",
     "recipe show": "",
+    "release drift": "repairs only with --repair, which asks: tested below",
+    "release history": "",
+    "release metrics": "",
     "release status": "",
+    "release watch": "",
     "runs": "",
     "sites list": "",
     "status": "",
@@ -60,7 +64,10 @@ ASKS = {
     "keys revoke": ["abc", "--reason", "lost"],
     "keys rotate": [],
     "reject": ["1"],
-    "release abort": [],
+    "release abort": ["--reason", "slow"],
+    "release pause": [],
+    "release promote": ["--reason", "looked at it"],
+    "release resume": [],
     "reproduce": ["1"],
     "rollback": [],
     "run": ["retrain"],
@@ -152,6 +159,13 @@ def test_only_a_collection_that_deletes_asks(home: Path, monkeypatch: pytest.Mon
     ended = CliRunner().invoke(app, ["gc", "--delete", "sha256:" + "0" * 64])
     assert isinstance(ended.exception, AccessRefused)
     assert [(line.verb, line.outcome) for line in audit.read(home)] == [("gc delete", "refused")]
+
+
+def test_only_a_repair_of_drift_asks(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLUICE_ACCESS__DEFAULT", '["approver"]')
+    ended = CliRunner().invoke(app, ["release", "drift", "--repair"])
+    assert isinstance(ended.exception, AccessRefused)
+    assert [(line.verb, line.outcome) for line in audit.read(home)] == [("release drift repair", "refused")]
 
 
 def test_bytes_that_are_no_text_stop_no_audit_line(tmp_path: Path) -> None:

@@ -20,12 +20,13 @@ from typing import Any
 import pytest
 
 from sluice.infra.errors import InputError, UnavailableError
+from sluice.infra.webhook_signature import signature_of
 from sluice.pipelines import approval_watch, runs
 from sluice.pipelines.approval_watch import PATH, Receiver, Watch, start_release
 from sluice.pipelines.approvals import take_over
 from sluice.pipelines.cli.approvals import seconds
 from sluice.pipelines.runs import list_runs
-from sluice.registry.webhooks import DELIVERY, LARGEST_BODY, SIGNATURE, TIMESTAMP, Deliveries, signature_of
+from sluice.registry.webhooks import DELIVERY, LARGEST_BODY, SIGNATURE, TIMESTAMP, Deliveries
 from tests.pipelines.approval_site import ApprovalSite
 
 SECRET = "a secret of more than 24 characters"

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.settings import MlflowSettings, Settings
+from sluice.infra.webhook_signature import signature_of
 from sluice.registry.mlflow_registry import MlflowRegistry
 from sluice.registry.webhooks import (
     DELIVERY,
@@ -26,7 +27,6 @@ from sluice.registry.webhooks import (
     hint_of,
     load_or_create_secret,
     register_webhook,
-    signature_of,
 )
 
 SECRET = "a secret of more than 24 characters"

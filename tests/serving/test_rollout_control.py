@@ -228,9 +228,7 @@ def test_a_ledger_that_does_not_answer_holds_the_weight_and_says_so(tmp_path: Pa
 
 
 @pytest.mark.parametrize("how", [Hung, UnavailableError("S3 is down")])
-def test_a_ledger_that_does_not_answer_holds_no_rollback(
-    tmp_path: Path, how: type[Hung] | UnavailableError
-) -> None:
+def test_a_ledger_that_does_not_answer_holds_no_rollback(tmp_path: Path, how: type[Hung] | UnavailableError) -> None:
     application = memory(tmp_path)
     application.figures = lambda release, known: {
         **HEALTHY,

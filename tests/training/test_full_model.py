@@ -200,18 +200,24 @@ def test_a_difference_above_the_tolerance_is_refused(
             check_round_trip(base, base, probes, recipe)
 
 
+ALIKE = {"exact": 0.0, "stored": 0.0, "answers": 0.0, "agreement": 1.0}
+
+
 @pytest.mark.parametrize(
     ("said", "says"),
     [
-        ('{"exact": 0.002, "stored": 0.01}', "in float32, a score .* differs by 0.002"),
-        ('{"exact": 0.0, "stored": 0.3}', "as it is stored, a score .* explains 0.251"),
-        ('{"exact": NaN, "stored": 0.0}', "differs by nan"),
+        ({"exact": 0.002}, "in float32, a score .* differs by 0.002"),
+        ({"stored": 0.3}, "as it is stored, a score .* explains 0.251"),
+        ({"answers": 0.6}, "a log-probability .* differs by 0.6; its precision explains 0.502"),
+        ({"exact": float("nan")}, "differs by nan"),
+        ({"answers": float("nan")}, "differs by nan"),
     ],
 )
 def test_a_merged_model_that_scores_otherwise_is_refused(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, says: str
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: dict[str, float], says: str
 ) -> None:
-    monkeypatch.setattr(merge, "run_isolated", lambda *_: subprocess.CompletedProcess([], 0, said, ""))
+    told = json.dumps(ALIKE | said)
+    monkeypatch.setattr(merge, "run_isolated", lambda *_: subprocess.CompletedProcess([], 0, told, ""))
     with pytest.raises(IntegrityError, match=says):
         merge.merge_adapter(base, tmp_path, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
@@ -220,7 +226,7 @@ def test_a_merged_model_that_scores_otherwise_is_refused(
 def test_what_merging_writes_is_checked(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def writes(module: str, arguments: list[str]) -> subprocess.CompletedProcess[str]:
         full_model.write_model(Path(arguments[2]), weights(int(module == "sluice.training.merge")), base)
-        return subprocess.CompletedProcess([], 0, '{"exact": 0.0, "stored": 0.05}', "")
+        return subprocess.CompletedProcess([], 0, json.dumps(ALIKE | {"stored": 0.05}), "")
 
     monkeypatch.setattr(merge, "run_isolated", writes)
     merged = merge.merge_adapter(base, tmp_path, tmp_path / "merged")

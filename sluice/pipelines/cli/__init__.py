@@ -21,6 +21,7 @@ from sluice.pipelines.cli import (
     keys,
     output,
     recipe,
+    release_control,
     releases,
     reproduce,
     runs,
@@ -49,6 +50,7 @@ stack.add_to(app)
 runs.add_to(app)
 sweep.add_to(app)
 releases.add_to(app)
+release_control.add_to(app)
 approvals.add_to(app)
 chain.add_to(app)
 explain.add_to(app)

@@ -1,9 +1,9 @@
-"""approve, reject, release, rollback: from a candidate to the champion, and back."""
+"""approve, reject, rollback: from a candidate to the champion, and back."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -11,14 +11,12 @@ from rich.markup import escape
 from sluice.infra.access import acting_as, open_authority, require
 from sluice.infra.errors import SluiceError, StepFailed
 from sluice.infra.settings import load_settings
-from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
+from sluice.pipelines.cli.output import JsonFlag, console, show_json
 
 if TYPE_CHECKING:
     from sluice.components.changes import Change
     from sluice.pipelines.approvals import Decided
     from sluice.pipelines.runs import Run
-
-release_app = typer.Typer(no_args_is_help=True, help="Watch the rollout under way, or end it.")
 
 Reason = Annotated[str, typer.Option(help="Why: kept in the ledger and shown in MLflow")]
 By = Annotated[str, typer.Option("--by", help="Decide in this name instead of yours: for an administrator")]
@@ -31,7 +29,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("approve")(approve)
     app.command("reject")(reject)
     app.command("rollback")(rollback)
-    app.add_typer(release_app, name="release")
 
 
 def approve(
@@ -116,45 +113,6 @@ def reject(version: VersionArgument, reason: Reason = "", by: By = "", as_json: 
         console.print(f"version {found.number} rejected by {escape(person)}")
 
 
-@release_app.command("status")
-def release_status(as_json: JsonFlag = False) -> None:
-    """Show who answers users now, and the latest rollout's timeline."""
-    from sluice.components.rollout import rollout_store
-    from sluice.components.served import router
-    from sluice.components.workspace import open_workspace
-
-    workspace = open_workspace()
-    routes = router(workspace.settings).state()
-    names = {one.release: rollout_store(workspace).load(one.release) for one in routes.targets()}
-    latest = next((state for release, state in names.items() if state and release != routes.stable.release), None)
-    latest = latest or names.get(routes.stable.release) or _latest_rollout(workspace)
-    events = [vars(event) for event in latest.events] if latest else []
-    if as_json:
-        show_json({"routes": routes.to_json(), "rollout": latest.to_json() if latest else None})
-        return
-    rows: list[list[Any]] = [["stable", routes.stable.served_name, f"{100 - routes.weight}%"]]
-    if routes.canary is not None:
-        rows.append(["canary", routes.canary.served_name, f"{routes.weight}%"])
-    show_table("who answers", ["", "release", "share"], rows)
-    show_table(
-        f"rollout of {latest.target.served_name}: {latest.phase}" if latest else "rollout",
-        ["time", "weight", "", "what happened"],
-        [
-            [time.strftime("%H:%M:%S", time.localtime(e["time"])), f"{e['weight']}%", e["kind"], e["sentence"]]
-            for e in events
-        ],
-    )
-
-
-@release_app.command("abort")
-def release_abort(
-    reason: Annotated[str, typer.Option(help="Kept in the rollout's record")] = "aborted by hand",
-    as_json: JsonFlag = False,
-) -> None:
-    """End the rollout under way: everybody back on stable, the release marked as failed. Needs only the gateway."""
-    _roll_back("release abort", reason, promoted_too=False, as_json=as_json)
-
-
 def rollback(
     reason: Annotated[str, typer.Option(help="Kept in the ledger")] = "rolled back by hand", as_json: JsonFlag = False
 ) -> None:
@@ -163,10 +121,11 @@ def rollback(
     The gateway changes first and alone: no registry, no object store, no network beyond it is needed. The ledger is
     told afterwards, if it can be reached.
     """
-    _roll_back("rollback", reason, promoted_too=True, as_json=as_json)
+    go_back("rollback", reason, promoted_too=True, as_json=as_json)
 
 
-def _roll_back(verb: str, reason: str, *, promoted_too: bool, as_json: bool) -> None:
+def go_back(verb: str, reason: str, *, promoted_too: bool, as_json: bool) -> None:
+    """Ask for leave under `verb`, give all users back, and say who answers now."""
     from sluice.components.rollback import roll_back
 
     settings = load_settings()
@@ -178,17 +137,6 @@ def _roll_back(verb: str, reason: str, *, promoted_too: bool, as_json: bool) -> 
     console.print(f"{told['now']} answers everybody; {told['was']} lost its users.")
     for sentence in told["notes"]:
         console.print(f"[yellow]{escape(sentence)}[/]")
-
-
-def _latest_rollout(workspace: Any) -> Any:
-    from sluice.components.rollout import rollout_store
-
-    folder = workspace.settings.home / "rollouts"
-    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime) if folder.is_dir() else []
-    try:
-        return rollout_store(workspace).load(f"sha256:{files[-1].stem}") if files else None
-    except SluiceError:
-        return None
 
 
 def _start_again(decided: Decided, policy: str) -> Run:

@@ -1,0 +1,237 @@
+"""Which releases have a server of their own, when one is brought up, and when it goes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sluice.components import release_servers
+from sluice.components.champion import name_base
+from sluice.components.release_servers import bring_up_server, retire_server, retire_servers, server_parts
+from sluice.components.served import server_book, target
+from sluice.components.workspace import Workspace
+from sluice.infra.errors import ConflictError, UnavailableError
+from sluice.infra.ports import PortBook
+from sluice.infra.services import ServiceSpec
+from sluice.infra.settings import ServingSettings, Settings
+from sluice.pipelines import collect
+from sluice.provenance.artifacts import ArtifactStore
+from sluice.provenance.canonical import digest_bytes
+from sluice.provenance.releases import record_failure
+from sluice.serving.routes import RouteState, Target
+from sluice.serving.servers import GIB, part_name
+from tests.provenance.release_actions import make_champion
+from tests.support.directory_store import DirectoryStore
+
+A, B = digest_bytes(b"a"), digest_bytes(b"b")
+
+
+@dataclass
+class Parts:
+    """Stands for supervision: every part that is asked for runs at once, or none comes up."""
+
+    home: Path = Path()
+    specs: dict[str, ServiceSpec] = field(default_factory=dict)
+    sick: bool = False
+
+    @property
+    def roster(self) -> Any:
+        return SimpleNamespace(read=lambda: list(self.specs.values()))
+
+    @contextmanager
+    def exclusive(self, report: Any) -> Iterator[None]:
+        yield
+
+    def status(self) -> list[Any]:
+        return [SimpleNamespace(name=name, pid=1) for name in self.specs]
+
+    def up(self, specs: Sequence[ServiceSpec], report: Any, *, others: str) -> None:
+        assert others == "keep"
+        self.specs |= {spec.name: spec for spec in specs}
+        if self.sick:
+            raise UnavailableError("It did not start.")
+
+    def remove(self, names: Collection[str], report: Any) -> None:
+        for name in names:
+            self.specs.pop(name, None)
+
+
+@dataclass
+class Routes:
+    now: RouteState | None = None
+    before: tuple[Target, ...] = ()
+    busy: bool = False
+
+    def state(self) -> RouteState:
+        if self.now is None:
+            raise UnavailableError("no routes yet")
+        return self.now
+
+    def previous(self) -> tuple[Target, ...]:
+        return self.before
+
+    def refusal(self, release: str) -> str | None:
+        return None
+
+    def wait_idle(self, release: str, *, timeout_s: float) -> None:
+        if self.busy:
+            raise UnavailableError("1 request(s) still run")
+
+    def relocate(self, place: Callable[[str], Target]) -> None:
+        self.before = tuple(place(one.release) for one in self.before)
+
+
+@dataclass
+class Place:
+    workspace: Workspace
+    base: str
+    parts: Parts
+    routes: Routes
+
+    @property
+    def settings(self) -> Settings:
+        return self.workspace.settings
+
+    @property
+    def book(self) -> dict[str, str]:
+        return server_book(self.settings).read()
+
+    def target(self, release: str) -> Target:
+        return target(self.settings, release)
+
+    def switch(self, **serving: Any) -> None:
+        changed = self.settings.serving.model_copy(update=serving)
+        object.__setattr__(self.workspace, "settings", self.settings.model_copy(update={"serving": changed}))
+
+
+@pytest.fixture
+def place(
+    tmp_path: Path, object_store: DirectoryStore, artifacts: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> Place:
+    (tmp_path / "python").touch()
+    serving = ServingSettings(mode="merged", vllm_url="http://127.0.0.1:1")
+    workspace = Workspace(Settings(home=tmp_path / "home", serve_python=tmp_path / "python", serving=serving))
+    workspace.__dict__.update(objects=object_store, artifacts=artifacts)
+    base = artifacts.put_files({"config.json": b"{}", "model.safetensors": b"base"}, "base-model").digest
+    name_base(workspace, base)
+    make_champion(workspace.ledger, base)
+    parts, routes = Parts(), Routes()
+
+    def merged(_: Workspace, adapter: str, *__: Any) -> Any:
+        model = artifacts.put_files({"config.json": b"{}", "model.safetensors": adapter.encode()}, "model").digest
+        return SimpleNamespace(output=SimpleNamespace(artifacts={"model": model}))
+
+    monkeypatch.setattr(release_servers, "Supervisor", lambda _: parts)
+    monkeypatch.setattr(release_servers, "router", lambda _: routes)
+    monkeypatch.setattr(release_servers, "merge_release", merged)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 * GIB))
+    return Place(workspace, base, parts, routes)
+
+
+def test_each_release_has_its_own_server_and_the_base_model_too(place: Place) -> None:
+    assert not place.target(A).dedicated
+    stable, canary = (bring_up_server(place.workspace, release) for release in (place.base, A))
+    assert stable.dedicated
+    assert canary == place.target(A)
+    assert len({*stable.upstreams, *canary.upstreams}) == 2
+    assert place.book[place.base] == place.base
+    specs = place.parts.specs
+    assert set(specs) == {part_name(place.base), part_name(A)}
+    assert str(place.workspace.folder(place.book[A])) in specs[part_name(A)].command
+    assert canary.upstreams[0] in str(specs[part_name(A)].url)
+    # What is stored is kept, as long as a restart may read it.
+    assert collect._servers(place.workspace).live.keys() == {place.base, place.book[A]}
+
+
+def test_what_does_not_fit_is_not_started(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    bring_up_server(place.workspace, place.base)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2 * GIB))
+    with pytest.raises(UnavailableError, match=r"needs 3\.0 GiB of memory, and 2\.0 GiB are available"):
+        bring_up_server(place.workspace, A)
+    assert set(place.book) == {place.base}
+    assert set(place.parts.specs) == {part_name(place.base)}
+    # One that runs already needs nothing more.
+    bring_up_server(place.workspace, place.base)
+
+
+def test_what_does_not_come_up_is_taken_away_again(place: Place) -> None:
+    bring_up_server(place.workspace, place.base)
+    place.parts.sick = True
+    with pytest.raises(UnavailableError, match="did not start"):
+        bring_up_server(place.workspace, A)
+    assert (set(place.book), set(place.parts.specs)) == ({place.base}, {part_name(place.base)})
+    assert set(PortBook(place.settings.home, {}).read()) == {part_name(place.base)}
+    # One that had users before is not forgotten because it is slow to come back.
+    with pytest.raises(UnavailableError):
+        bring_up_server(place.workspace, place.base)
+    assert set(place.book) == {place.base}
+
+
+def test_up_brings_back_what_users_and_a_rollback_reach(place: Place) -> None:
+    assert [spec.name for spec in server_parts(place.workspace)] == [part_name(place.base)]
+    for release in (A, B):
+        bring_up_server(place.workspace, release)
+    place.routes.now = RouteState(place.target(A), place.target(B), 10)
+    stranger = digest_bytes(b"brought up, and never routed")
+    bring_up_server(place.workspace, stranger)
+    place.routes.before = (place.target(place.base), replace(place.target(A), release=digest_bytes(b"on the shelf")))
+    wanted = {part_name(release) for release in (place.base, A, B)}
+    assert {spec.name for spec in server_parts(place.workspace)} == wanted
+    # A damaged book: what has users comes back all the same.
+    server_book(place.settings).file.write_text("{")
+    assert {spec.name for spec in server_parts(place.workspace)} == wanted
+    place.switch(mode="adapters")
+    server_book(place.settings).forget(B)
+    assert {spec.name for spec in server_parts(place.workspace)} == wanted - {part_name(B)}
+
+
+def test_a_server_with_users_or_running_answers_is_not_stopped(place: Place) -> None:
+    place.routes.now = RouteState(bring_up_server(place.workspace, A))
+    with pytest.raises(ConflictError, match="still has a route"):
+        retire_server(place.workspace, A)
+    bring_up_server(place.workspace, B)
+    place.routes.busy = True
+    with pytest.raises(UnavailableError, match="still run"):
+        retire_server(place.workspace, B)
+    assert set(place.parts.specs) == {part_name(A), part_name(B)}
+    place.routes.busy = False
+    retire_server(place.workspace, B)
+    retire_server(place.workspace, B)
+    assert (set(place.book), set(place.parts.specs)) == ({A}, {part_name(A)})
+
+
+def test_the_champion_before_stays_for_its_window_and_what_failed_goes(place: Place) -> None:
+    ledger, base = place.workspace.ledger, place.base
+    for release in (base, A, B):
+        bring_up_server(place.workspace, release)
+    make_champion(ledger, A)
+    place.routes.now, place.routes.before = RouteState(place.target(A)), (place.target(base),)
+    assert retire_servers(place.workspace, 3600.0) == []
+    assert set(place.book) == {base, A, B}, "B is being brought up by somebody else"
+    record_failure(ledger, release=B, reason="probe", actor="release")
+    retire_servers(place.workspace, 3600.0)
+    assert set(place.book) == {base, A}
+    place.routes.busy = True
+    assert "still run" in retire_servers(place.workspace, 0.0)[0]
+    place.routes.busy = False
+    retire_servers(place.workspace, 0.0)
+    assert set(place.parts.specs) == {part_name(A)}
+    # A rollback leads to the shared server now.
+    assert not place.routes.before[0].dedicated
+
+
+def test_nobodys_servers_are_cleared_away(place: Place) -> None:
+    for release in (place.base, A, B):
+        bring_up_server(place.workspace, release)
+    server_book(place.settings).forget(B)
+    place.routes.now = RouteState(place.target(place.base))
+    retire_servers(place.workspace, 3600.0)
+    assert set(place.parts.specs) == {part_name(place.base), part_name(A)}, "B's was stopped half way, and is now"
+    retire_servers(place.workspace, 3600.0, strangers=True)
+    assert set(place.parts.specs) == {part_name(place.base)}
