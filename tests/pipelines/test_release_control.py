@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from sluice.pipelines.cli import app
 from sluice.pipelines.metrics_server import metrics_server
 from sluice.serving.policy import default_policy
 from sluice.serving.rollout_state import RolloutState
+from sluice.serving.rollout_store import CoolDown
 from sluice.serving.routes import Target
 from tests.serving.rollouts import CANARY, failed, holding, promoted
 
@@ -177,3 +179,16 @@ def test_a_policy_is_shown_as_it_was_when_the_rollout_began(settings: Settings) 
     policy = default_policy().model_copy(update={"bake_s": 1234.0})
     keep_policy(settings, CANARY.release, policy)
     assert gather(settings).policy == policy
+
+
+def test_resume_ends_a_cool_down_in_somebodys_name(settings: Settings) -> None:
+    store = store_of(settings)
+    store.save(failed())
+    store.set_cool_down(CoolDown(CANARY.release, "errors", time.time() + 600))
+    assert "reason" in str(sluice("resume").exception)
+    assert answer("resume", "--reason", "the probe was wrong")["cool_down"] == "ended"
+    ended = store.cool_down()
+    assert ended is not None
+    assert (ended.ended_by, ended.ended_why) == (login(), "the probe was wrong")
+    # Nothing is left to end, and no rollout is under way.
+    assert isinstance(sluice("resume", "--reason", "again").exception, ConflictError)
