@@ -24,7 +24,7 @@ from sluice.serving.analysis import AnalysisResult, Verdict
 from sluice.serving.control import Order
 from sluice.serving.controller_lease import FileLease
 from sluice.serving.envoy import GatewaySettings
-from sluice.serving.gateway_samples import GatewaySamples
+from sluice.serving.gateway_samples import GatewaySamples, ShadowSamples
 from sluice.serving.observations import Observed, SampleSource
 from sluice.serving.policy import parse_policy
 from sluice.serving.probes import ProbeCheck, ProbeReport
