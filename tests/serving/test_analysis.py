@@ -218,6 +218,9 @@ def test_values_that_cannot_be_are_never_a_pass(value: float) -> None:
         result = look(samples, by)
         assert result.verdict == "inconclusive"
     assert "values that cannot be, 60 of the canary and 0 of stable" in result.sentence
+    if value != 1.5:  # which is a time
+        slow = stream("total_time", [*times(1, 60), value, value], times(2, 300))
+        assert look(slow, policy(total_time=TIMES), Minimum(requests=1)).metrics[0].verdict == "inconclusive"
     # One in hundreds is dropped, and nothing else.
     assert look(stream("error_rate", [*GOOD, *GOOD, value], [0.0] * 300), by).verdict == "pass"
 
@@ -284,6 +287,11 @@ def test_superior_passes_only_what_is_better(metric: str, base: MetricPolicy) ->
     assert equal.verdict == "inconclusive"
     assert "not shown to be better yet" in equal.sentence
     assert only(look(stream(metric, better, two), by)).verdict == "pass"
+
+
+def test_times_that_are_equal_are_not_better() -> None:
+    by = policy(total_time=TIMES.model_copy(update={"superior": True}))
+    assert only(look(stream("total_time", [7.0] * 300, [7.0] * 300), by)).verdict == "inconclusive"
 
 
 def test_of_a_session_only_the_first_requests_count() -> None:
