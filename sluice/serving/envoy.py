@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import json
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sluice.infra.errors import InputError
+from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.services import HealthCheck, ServiceSpec
 from sluice.serving.durable import replace_file
+from sluice.serving.envoy_admin import EnvoyAdmin
 from sluice.serving.envoy_clusters import clusters
 from sluice.serving.envoy_listeners import bootstrap
 from sluice.serving.envoy_routes import ROUTE_CONFIG, Timeouts, routes
+from sluice.serving.log_rotation import rotate
 
 CONFIG_VERSION_STATS = ("cluster_manager.cds.version_text", f"http.{ROUTE_CONFIG}.rds.{ROUTE_CONFIG}.version_text")
 
@@ -106,6 +109,8 @@ def prepare_gateway(settings: GatewaySettings) -> None:
     if not 0 < settings.max_body_bytes <= 1 << 30:
         raise InputError(f"max_body_bytes = {settings.max_body_bytes} is not between 1 and 1 GiB.")
     settings.access_log.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(UnavailableError):  # one that does not run yet opens its log by name anyway
+        rotate(settings, EnvoyAdmin(settings.admin_port))
     key = probe_key(settings)
     # JSON is YAML, and needs no YAML library to be written exactly.
     replace_file(settings.bootstrap, json.dumps(bootstrap(settings), indent=1))

@@ -16,6 +16,7 @@ from sluice.serving.envoy import GatewaySettings, gateway_service, prepare_gatew
 from sluice.serving.envoy_clusters import cluster_name, clusters, guarded_cluster, release_of, shadow_cluster
 from sluice.serving.envoy_listeners import bootstrap
 from sluice.serving.envoy_routes import Timeouts, routes
+from sluice.serving.log_rotation import rotated_logs
 from sluice.serving.router import EnvoyRouter
 from sluice.serving.routes import RouteState, Target
 from tests.serving.samples import digest, target
@@ -103,8 +104,10 @@ def test_preparing_again_keeps_key_and_routes(tmp_path: Path) -> None:
     prepare_gateway(gateway)
     EnvoyRouter(gateway).seed(target("a"))
     key, content = probe_key(gateway), gateway.routes_file.read_text()
-    prepare_gateway(gateway)
+    gateway.access_log.write_text("x" * 11)
+    prepare_gateway(replace(gateway, max_log_bytes=10))
     assert (probe_key(gateway), gateway.routes_file.read_text()) == (key, content)
+    assert [found.read_text() for found in rotated_logs(gateway.access_log)] == ["x" * 11]
     # A second seed is not a change of mind.
     assert EnvoyRouter(gateway).seed(target("b")).stable == target("a")
     assert len(key) == 48
