@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from sluice.serving.access_log import AccessLog
 from sluice.serving.analysis import AnalysisResult, Verdict
 from sluice.serving.control import Order
 from sluice.serving.controller_lease import FileLease
-from sluice.serving.gateway_samples import GatewaySamples
+from sluice.serving.gateway_samples import GatewaySamples, ShadowSamples
 from sluice.serving.policy import Minimum, RolloutPolicy, default_policy
 from sluice.serving.probes import ProbeCheck, ProbeReport
 from sluice.serving.rollout import Rollout
@@ -97,49 +97,75 @@ def quick(policy: RolloutPolicy) -> RolloutPolicy:
     return policy.model_copy(update={**changed, "analysis": policy.analysis.model_copy(update={"metrics": metrics})})
 
 
-def rollout(gateway: Gateway, canary: Target, folder: Path, recorded: Recorded) -> Rollout:
+def rollout(
+    gateway: Gateway, canary: Target, folder: Path, recorded: Recorded, *, probed: Callable[[], None] = lambda: None
+) -> Rollout:
+    log = AccessLog(gateway.settings.access_log)
+    samples = GatewaySamples(log, gateway.router)
+
+    def probe() -> ProbeReport:
+        probed()
+        return ProbeReport(canary.served_name, (ProbeCheck("answers", True, "It answers."),))
+
     return Rollout(
         canary,
         policy=quick(default_policy()),
         router=gateway.router,
         store=FileRolloutStore(folder),
-        lease=FileLease(folder, "the test"),
-        source=GatewaySamples(AccessLog(gateway.settings.access_log), gateway.router),
+        lease=FileLease(folder, canary.served_name),
+        source=samples,
+        shadow=ShadowSamples(log, gateway.router),
         recorder=recorded,
         authorize=lambda: None,
-        probe=lambda: ProbeReport(canary.served_name, (ProbeCheck("answers", True, "It answers."),)),
+        probe=probe,
+        confirm=lambda routes: gateway.router.confirm_traffic(routes, within_s=2),
     )
 
 
-def test_a_good_release_is_promoted_and_a_bad_one_is_out_within_seconds(tmp_path: Path) -> None:
+def test_a_good_release_is_promoted_and_bad_ones_are_out_within_seconds(tmp_path: Path) -> None:
+    folder = tmp_path / "rollouts"
     with (
         upstream() as first,
         upstream() as second,
         running_gateway(tmp_path / "gateway", target("a", first.port)) as gateway,
     ):
-        good, bad = target("c", second.port), target("d", first.port)
+        good, bad, late = target("c", second.port), target("d", first.port), target("e", first.port)
         recorded = Recorded()
         with traffic(gateway) as answers:
-            run = rollout(gateway, good, tmp_path / "rollouts", recorded)
+            run = rollout(gateway, good, folder, recorded)
             assert run.run().verdict == "promote", recorded.lines
             run.finish()
             assert gateway.router.state() == RouteState(good)
             assert {status for _, status in answers} == {200}
 
+            # Broken from the beginning: seen in the shadow, by nobody else.
             first.modes[bad.served_name] = "fail"
-            begun, before = time.monotonic(), len(answers)
-            result = rollout(gateway, bad, tmp_path / "rollouts", recorded).run()
-            took = time.monotonic() - begun
-            time.sleep(0.3)
+            result = rollout(gateway, bad, folder, recorded).run()
+            assert result.verdict == "failed"
+            assert {event.weight for event in result.events} == {0}
+            assert {status for _, status in answers} == {200}
+
+            # Broken once it has users: out within two seconds of the evidence.
+            def breaks() -> None:
+                while gateway.router.state().weight == 0:
+                    time.sleep(0.01)
+                first.modes[late.served_name] = "fail"
+
+            breaker = threading.Thread(target=breaks)
+            result = rollout(gateway, late, folder, recorded, probed=breaker.start).run()
+            breaker.join()
             after = len(answers)
             time.sleep(0.5)
         assert result.verdict == "failed"
-        assert "of the canary failed or broke within" in result.sentence
-        assert took < 15
+        back = next(event for event in result.events if event.kind == "rollback")
+        assert back.analysis is not None
+        assert len(back.analysis.convicting) >= 5
+        assert back.time - sorted(one.known for one in back.analysis.convicting)[4] < 2
+        seen = next(event.sentence for event in result.events if event.kind == "note" and event.time > back.time)
+        assert "none elsewhere" in seen
         assert recorded.lines[-1].startswith("failure")
         # Stable's users never noticed, and nobody met the bad release after the rollback.
-        during = answers[before:]
-        assert {status for release, status in during if release == good.release} == {200}
-        assert any(status != 200 for _, status in during)
+        assert {status for release, status in answers if release == good.release} == {200}
+        assert any(status != 200 for _, status in answers)
         assert {status for _, status in answers[after:]} == {200}
         assert [line for line in recorded.lines if line.startswith("50")] == ["50 inconclusive", "50 pass"]
