@@ -60,7 +60,9 @@ def retire_server(
     seconds: it serves on then.
     """
     settings = workspace.settings
-    if release not in server_book(settings).read():
+    book = server_book(settings)
+    model = book.read().get(release)
+    if model is None:
         return
     routes = router(settings)
     if release in {one.release for one in routes.state().targets()}:
@@ -70,10 +72,14 @@ def retire_server(
         # The gateway drops a cluster without a route, and its count with it; and not everybody comes through it.
         if client.healthy():
             client.wait_idle(timeout_s=timeout_s)
-    adapter_shelf(settings).drop(release_name(settings, release))
-    server_book(settings).forget(release)
+    book.forget(release)
     # A rollback that comes from now on finds its adapter at the shared server.
-    routes.relocate(lambda one: target(settings, one))
+    state = routes.relocate(lambda one: target(settings, one))
+    if release in {one.release for one in state.targets()}:
+        book.remember(release, model)
+        routes.relocate(lambda one: target(settings, one))
+        raise ConflictError(f"The release {short(release)} got a route again just now: its server is not stopped.")
+    adapter_shelf(settings).drop(release_name(settings, release))
     _stop(workspace, Supervisor(settings.home), release, report)
 
 
