@@ -12,7 +12,15 @@ import psutil
 
 from sluice.components.champion import base_digest, current_champion
 from sluice.components.merge import merge_release
-from sluice.components.served import adapter_shelf, release_name, router, server_book, server_url, target
+from sluice.components.served import (
+    adapter_shelf,
+    local_router,
+    release_name,
+    router,
+    server_book,
+    server_url,
+    target,
+)
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, UnavailableError
 from sluice.infra.ports import PortBook
@@ -64,7 +72,7 @@ def retire_server(
     model = book.read().get(release)
     if model is None:
         return
-    routes = router(settings)
+    routes = local_router(settings)
     if release in {one.release for one in routes.state().targets()}:
         raise ConflictError(f"The release {short(release)} still has a route: its server is not stopped.")
     routes.wait_idle(release, timeout_s=timeout_s)

@@ -50,14 +50,17 @@ def needed(workspace: Workspace) -> dict[str, str]:
     def note(name: str, words: str) -> None:
         found.setdefault(name, []).append(words)
 
-    note(state.stable.served_name, f"stable, {state.share(state.stable.release)}% of the users")
-    if state.canary is not None:
+    if not state.stable.dedicated:
+        note(state.stable.served_name, f"stable, {state.share(state.stable.release)}% of the users")
+    if state.canary is not None and not state.canary.dedicated:
         note(state.canary.served_name, f"canary, {state.weight}% of the users")
     champion = read_state(workspace.ledger).champion()
     if champion is not None and champion != state.stable.release:
         note(release_name(settings, champion), "champion by the ledger")
+    gone = {name for name, release in _releases(workspace).items() if routes.refusal(release)}
     for name, (until, why) in shelf.kept().items():
-        if until > now:
+        # What was rolled back has no way back to any user, whatever it was kept for.
+        if until > now and name not in gone:
             note(name, f"{why} until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC")
     return {name: ", ".join(words) for name, words in found.items()}
 
@@ -112,6 +115,12 @@ def make_room(workspace: Workspace, release: str, clients: Sequence[VllmClient])
     return tuple(checks)
 
 
+def hand_over(workspace: Workspace, *, to: str, previous: str, window_s: float) -> None:
+    """The adapter `to` is about to be promoted: routes lead to it by now, and `previous` is kept for a rollback."""
+    keep_for_rollback(workspace, previous, window_s)
+    adapter_shelf(workspace.settings).drop(release_name(workspace.settings, to))
+
+
 def keep_for_rollback(workspace: Workspace, release: str, window_s: float) -> None:
     """Keep the champion before loaded for so many seconds, so that going back to it takes one change of the routes.
     To be said before the promotion: killed between the two, nobody takes it away."""
@@ -123,8 +132,10 @@ def keep_for_rollback(workspace: Workspace, release: str, window_s: float) -> No
 
 def keep_for_release(workspace: Workspace, release: str) -> None:
     """Keep a release that passed its probes loaded until its rollout begins."""
-    name = release_name(workspace.settings, release)
-    adapter_shelf(workspace.settings).keep(name, time.time() + RELEASING_S, "about to be rolled out")
+    settings = workspace.settings
+    shelf, name = adapter_shelf(settings), release_name(settings, release)
+    if name in shelf.names() or release in server_book(settings).read():
+        shelf.keep(name, time.time() + RELEASING_S, "about to be rolled out")
 
 
 def retire(workspace: Workspace, release: str, *, timeout_s: float = _IDLE_S) -> tuple[str, ...]:
@@ -144,7 +155,6 @@ def retire(workspace: Workspace, release: str, *, timeout_s: float = _IDLE_S) ->
         )
     if release in server_book(settings).read():
         retire_server(workspace, release, timeout_s=timeout_s)
-        return ()
     routes.wait_idle(release, timeout_s=timeout_s)
     return _unload(workspace, name)
 

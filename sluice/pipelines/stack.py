@@ -19,11 +19,11 @@ from sluice.components.retiring import holders, retire_due
 from sluice.components.rollback import tell_ledger
 from sluice.components.served import (
     adapter_shelf,
+    answering_servers,
     ensure_loaded,
     gateway_settings,
+    local_router,
     release_name,
-    router,
-    servers,
     target,
 )
 from sluice.components.workspace import Workspace
@@ -165,7 +165,7 @@ def serving_parts(workspace: Workspace, base: str, ports: Mapping[str, int]) -> 
     )
     gateway = gateway_settings(settings)
     # Routes come before the gateway's start: it never answers with nothing behind it.
-    router(settings).seed(target(settings, current_champion(workspace)))
+    local_router(settings).seed(target(settings, current_champion(workspace)))
     prepare_gateway(gateway)
     return [vllm_service(vllm), gateway_service(gateway, program("envoy"))]
 
@@ -175,8 +175,9 @@ def serve_champion(workspace: Workspace, base: str) -> None:
     from sluice.serving.routes import RouteState
 
     settings = workspace.settings
-    clients = servers(settings)
-    routes = router(settings)
+    # A replica that is away is passed over: the gateway does not send users there, and drift tells of it.
+    clients = answering_servers(settings)
+    routes = local_router(settings)
     champion = current_champion(workspace)
     if settings.serving.mode == "adapters":
         dedicated = (one.release for one in routes.previous() if one.dedicated)

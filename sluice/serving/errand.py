@@ -32,7 +32,7 @@ class Errand(Generic[_Result]):
     def _run(self) -> None:
         try:
             self._results.append(self._function())
-        except BaseException as error:  # it is raised again where somebody listens
+        except BaseException as error:  # noqa: BLE001 - it is raised again where somebody listens
             self._error = error
         finally:
             self._done.set()

@@ -1,4 +1,4 @@
-"""The way up: probes, shadow, steps, bake. A loop that looks at the canary four times a second, and moves when it may."""
+"""The way up: probes, shadow, steps, bake. A loop looks at the canary four times a second, and moves when it may."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class Steps:
         self._sent = self._retry_at = 0.0
 
     def walk(self) -> End | None:
-        """Until it has passed (None), or ends. Raises what `authorize` and the recorder raise, except that what does not
-        answer only holds it."""
+        """Until it has passed (None), or ends. Raises what `authorize` and the recorder raise, except that what does
+        not answer only holds it."""
         while self._state.phase != "passed":
             before = self._state.phase
             self._require_lease()

@@ -18,7 +18,7 @@ REQUESTS = "error_rate"
 
 
 class Reading:
-    """One source, read in windows that tile time: the next one begins where the last one ended, whatever the clock does.
+    """One source, read in windows that tile time: each begins where the last one ended, whatever the clock does.
 
     A clock set back would let what is new look read already: then the window begins anew at the new time, and what the
     source tells again until the old time is left out.

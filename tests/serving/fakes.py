@@ -351,4 +351,4 @@ def quick(**changes: object) -> RolloutPolicy:
 
 def unlike(stable: str, canary: Mapping[str, float]) -> Figures:
     """Healthy figures for stable, these for everybody else."""
-    return lambda release, known: HEALTHY if release == stable else {**HEALTHY, **canary}
+    return lambda release, _: HEALTHY if release == stable else {**HEALTHY, **canary}

@@ -11,6 +11,7 @@ import pytest
 from sluice.infra.errors import ConflictError, GateRefused, UnavailableError
 from sluice.serving.policy import default_policy
 from sluice.serving.rollout_interfaces import RolloutResult
+from sluice.serving.rollout_state import RolloutState
 from sluice.serving.routes import RouteState
 from tests.serving.fakes import BROKEN, HEALTHY, Figures, Killed, Memory, healthy, quick, unlike
 from tests.serving.samples import target
@@ -287,15 +288,14 @@ def test_a_gateway_that_does_not_answer_is_asked_until_users_are_back(tmp_path: 
 def test_a_store_without_room_holds_and_does_not_hinder_the_way_back(tmp_path: Path) -> None:
     application = memory(tmp_path, broken_from(1006.0))
     save = application.store.save
-    full = lambda: application.clock.now() > 1002  # noqa: E731
     rollout = application.rollout()
 
-    def refuse(state: object) -> None:
-        if full():
+    def refuse(state: RolloutState) -> None:
+        if application.clock.now() > 1002:
             raise UnavailableError("no space left on device")
-        save(state)  # type: ignore[arg-type]
+        save(state)
 
-    rollout._store.save = refuse  # type: ignore[method-assign, assignment]
+    rollout._store.save = refuse  # type: ignore[method-assign]
     with pytest.raises(UnavailableError, match="no space"):
         rollout.run()
     assert application.router.now == RouteState(STABLE)
