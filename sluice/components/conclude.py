@@ -25,7 +25,7 @@ def conclude(adapter: str, previous: str, outcome: str, policy: str, allow_overr
 def conclude_step(
     running: Task, *, adapter: str, previous: str, outcome: str, policy: str, allow_override: bool
 ) -> str:
-    """`promoted`, `rolled-back` or `withdrawn`. The ledger first: gateway and MLflow follow it, now or later."""
+    """`promoted`, `rolled-back` or `withdrawn`. The ledger first: gateway and MLflow follow, now or at the next run."""
     from sluice.components.aliases import follow_ledger
     from sluice.components.retiring import hand_over, retire, retire_due
     from sluice.components.rollout import ACTOR, find_policy, open_rollout

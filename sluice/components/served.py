@@ -80,13 +80,17 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
 
 
 class GatewayRouter(Router, Protocol):
-    """What every router can besides: begin, and be made to choose a release."""
+    """What every router can besides: begin, be made to choose a release, and tell what requests show of a change."""
 
     def seed(self, stable: Target) -> RouteState:
         """Routes for a gateway that has none: everybody to `stable`. Routes decided before are kept as they are."""
 
     def probe_headers(self, role: Role) -> dict[str, str]:
         """Request headers by which a probe reaches this role. Raises `InputError` where headers cannot do that."""
+
+    def confirm_traffic(self, state: RouteState, *, within_s: float) -> str:
+        """What requests show of `state` within so many seconds, in a sentence. Raises `UnavailableError` when they
+        still begin on a release without a share, or nobody can tell."""
 
 
 def router(settings: Settings) -> GatewayRouter:

@@ -16,8 +16,7 @@ from sluice.serving.access_log import AccessLog
 from sluice.serving.analysis import AnalysisResult, Verdict
 from sluice.serving.control import Order
 from sluice.serving.controller_lease import FileLease
-from sluice.serving.gateway_samples import GatewaySamples
-from sluice.serving.observations import Observed
+from sluice.serving.gateway_samples import GatewaySamples, ShadowSamples
 from sluice.serving.policy import Minimum, RolloutPolicy, default_policy
 from sluice.serving.probes import ProbeCheck, ProbeReport
 from sluice.serving.rollout import Rollout
@@ -52,16 +51,6 @@ class Recorded:
 
     def withdrawal(self, release: str, stable: str, reason: str) -> None:
         self.lines.append(f"withdrawal {reason}")
-
-
-@dataclass
-class Shadow:
-    """What the canary answers in the shadow."""
-
-    samples: GatewaySamples
-
-    def observe(self, canary: str, stable: str, since: float, until: float) -> Observed:
-        return self.samples.shadow_samples(canary, stable, since, until)
 
 
 @contextmanager
@@ -111,7 +100,8 @@ def quick(policy: RolloutPolicy) -> RolloutPolicy:
 def rollout(
     gateway: Gateway, canary: Target, folder: Path, recorded: Recorded, *, probed: Callable[[], None] = lambda: None
 ) -> Rollout:
-    samples = GatewaySamples(AccessLog(gateway.settings.access_log), gateway.router)
+    log = AccessLog(gateway.settings.access_log)
+    samples = GatewaySamples(log, gateway.router)
 
     def probe() -> ProbeReport:
         probed()
@@ -124,7 +114,7 @@ def rollout(
         store=FileRolloutStore(folder),
         lease=FileLease(folder, canary.served_name),
         source=samples,
-        shadow=Shadow(samples),
+        shadow=ShadowSamples(log, gateway.router),
         recorder=recorded,
         authorize=lambda: None,
         probe=probe,
