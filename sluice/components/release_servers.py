@@ -16,7 +16,6 @@ from sluice.components.served import (
     adapter_shelf,
     local_router,
     release_name,
-    router,
     server_book,
     server_url,
     target,
@@ -94,14 +93,15 @@ def retire_server(
 def server_parts(workspace: Workspace, held: Collection[str], report: Report = no_report) -> list[ServiceSpec]:
     """The servers that `sluice up` brings up. Call it while the supervisor is held, with the object store up.
 
-    `held`: served names that somebody needs (`retiring.holders`). Those of them that have a server get it back; in mode
-    `merged` every release that users reach gets one. In mode `adapters` the last of them go when their adapters answer
-    (`give_up_servers`).
+    `held`: served names that somebody needs (`retiring.holders`). What has a server, and is needed or has users, gets
+    it back; in mode `merged` every release that users reach gets one. In mode `adapters` the last of them go when their
+    adapters answer (`give_up_servers`).
     """
     settings = workspace.settings
-    wanted = {one for one in server_book(settings).read() if release_name(settings, one) in held}
+    known, routed = server_book(settings).read(), _routed(workspace)
+    wanted = {one for one in known if one in routed or release_name(settings, one) in held}
     if settings.serving.mode == "merged":
-        wanted |= _routed(workspace)
+        wanted |= routed
     models = {release: _model(workspace, release, report) for release in sorted(wanted)}
     return _specs(workspace, Supervisor(settings.home), models)
 
@@ -135,7 +135,7 @@ def give_up_servers(workspace: Workspace) -> None:
 
 def _routed(workspace: Workspace) -> set[str]:
     try:
-        routed = {one.release for one in router(workspace.settings).state().targets()}
+        routed = {one.release for one in local_router(workspace.settings).state().targets()}
     except UnavailableError:
         routed = set()
     return routed | {current_champion(workspace)}
