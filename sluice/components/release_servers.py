@@ -16,7 +16,6 @@ from sluice.components.served import (
     adapter_shelf,
     local_router,
     release_name,
-    router,
     server_book,
     server_url,
     target,
@@ -68,7 +67,9 @@ def retire_server(
     seconds: it serves on then.
     """
     settings = workspace.settings
-    if release not in server_book(settings).read():
+    book = server_book(settings)
+    model = book.read().get(release)
+    if model is None:
         return
     routes = local_router(settings)
     if release in {one.release for one in routes.state().targets()}:
@@ -78,24 +79,29 @@ def retire_server(
         # The gateway drops a cluster without a route, and its count with it; and not everybody comes through it.
         if client.healthy():
             client.wait_idle(timeout_s=timeout_s)
-    adapter_shelf(settings).drop(release_name(settings, release))
-    server_book(settings).forget(release)
+    book.forget(release)
     # A rollback that comes from now on finds its adapter at the shared server.
-    routes.relocate(lambda one: target(settings, one))
+    state = routes.relocate(lambda one: target(settings, one))
+    if release in {one.release for one in state.targets()}:
+        book.remember(release, model)
+        routes.relocate(lambda one: target(settings, one))
+        raise ConflictError(f"The release {short(release)} got a route again just now: its server is not stopped.")
+    adapter_shelf(settings).drop(release_name(settings, release))
     _stop(workspace, Supervisor(settings.home), release, report)
 
 
 def server_parts(workspace: Workspace, held: Collection[str], report: Report = no_report) -> list[ServiceSpec]:
     """The servers that `sluice up` brings up. Call it while the supervisor is held, with the object store up.
 
-    `held`: served names that somebody needs (`retiring.holders`). Those of them that have a server get it back; in mode
-    `merged` every release that users reach gets one. In mode `adapters` the last of them go when their adapters answer
-    (`give_up_servers`).
+    `held`: served names that somebody needs (`retiring.holders`). What has a server, and is needed or has users, gets
+    it back; in mode `merged` every release that users reach gets one. In mode `adapters` the last of them go when their
+    adapters answer (`give_up_servers`).
     """
     settings = workspace.settings
-    wanted = {one for one in server_book(settings).read() if release_name(settings, one) in held}
+    known, routed = server_book(settings).read(), _routed(workspace)
+    wanted = {one for one in known if one in routed or release_name(settings, one) in held}
     if settings.serving.mode == "merged":
-        wanted |= _routed(workspace)
+        wanted |= routed
     models = {release: _model(workspace, release, report) for release in sorted(wanted)}
     return _specs(workspace, Supervisor(settings.home), models)
 
@@ -129,7 +135,7 @@ def give_up_servers(workspace: Workspace) -> None:
 
 def _routed(workspace: Workspace) -> set[str]:
     try:
-        routed = {one.release for one in router(workspace.settings).state().targets()}
+        routed = {one.release for one in local_router(workspace.settings).state().targets()}
     except UnavailableError:
         routed = set()
     return routed | {current_champion(workspace)}

@@ -191,7 +191,8 @@ def _retire_server(workspace: Workspace, release: str, held: Mapping[str, str]) 
     settings = workspace.settings
     name = release_name(settings, release)
     with adapter_shelf(settings).unused(name) as free:
-        if not free or name in held or name in needed(workspace):
+        routed = {one.release for one in router(settings).state().targets()}
+        if not free or release in routed or name in held or name in needed(workspace):
             return ""
         try:
             retire_server(workspace, release, timeout_s=_IDLE_S)

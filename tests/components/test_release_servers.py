@@ -66,6 +66,8 @@ class Routes:
     now: RouteState | None = None
     before: tuple[Target, ...] = ()
     busy: bool = False
+    rolls_back: bool = False
+    """Somebody rolls back at the moment in which a server is being retired."""
 
     def state(self) -> RouteState:
         if self.now is None:
@@ -82,8 +84,12 @@ class Routes:
         if self.busy:
             raise UnavailableError("1 request(s) still run")
 
-    def relocate(self, place: Callable[[str], Target]) -> None:
+    def relocate(self, place: Callable[[str], Target]) -> RouteState:
+        if self.rolls_back and self.before:
+            self.now, self.rolls_back = RouteState(self.before[-1]), False
+        self.now = RouteState(place(self.state().stable.release))
         self.before = tuple(place(one.release) for one in self.before)
+        return self.now
 
 
 @dataclass
@@ -127,7 +133,7 @@ def place(
         return SimpleNamespace(output=SimpleNamespace(artifacts={"model": model}))
 
     monkeypatch.setattr(release_servers, "Supervisor", lambda _: parts)
-    monkeypatch.setattr(release_servers, "router", lambda _: routes)
+    monkeypatch.setattr(release_servers, "local_router", lambda _: routes)
     monkeypatch.setattr(retiring, "router", lambda _: routes)
     monkeypatch.setattr(release_servers, "merge_release", merged)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 * GIB))
@@ -229,6 +235,18 @@ def test_the_champion_before_stays_for_its_window_and_what_nobody_needs_goes(pla
     assert (set(place.parts.specs), set(place.book)) == ({part_name(A)}, {A})
     # A rollback leads to the shared server now.
     assert not place.routes.before[0].dedicated
+
+
+def test_a_rollback_that_comes_between_keeps_its_server(place: Place) -> None:
+    for release in (place.base, A):
+        bring_up_server(place.workspace, release)
+    place.routes.now, place.routes.before = RouteState(place.target(A)), (place.target(place.base),)
+    place.routes.rolls_back = True
+    with pytest.raises(ConflictError, match="got a route again"):
+        retire_server(place.workspace, place.base)
+    assert place.routes.now == RouteState(place.target(place.base))
+    assert place.routes.now.stable.dedicated
+    assert set(place.parts.specs) == {part_name(place.base), part_name(A)}
 
 
 def test_a_failed_release_is_retired_with_its_server(place: Place) -> None:
