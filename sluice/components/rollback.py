@@ -6,13 +6,12 @@ from typing import Any
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.retiring import bring_back
-from sluice.components.served import router
+from sluice.components.served import local_router, router
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, SluiceError, UnavailableError
 from sluice.infra.settings import Settings
 from sluice.provenance.releases import record_failure, record_rollback
 from sluice.serving.errand import Errand
-from sluice.serving.router import EnvoyRouter
 from sluice.serving.routes import RouteState
 
 ACTOR = "rollback"
@@ -44,7 +43,7 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool, actor: str
             raise
         notes.append(f"The gateway has not confirmed yet: {error.message} `sluice up` makes it follow.")
     else:
-        notes += _seen(routes, after)
+        notes += _seen(settings, after)
 
     def tell() -> list[str]:
         workspace = Workspace(settings)
@@ -62,10 +61,12 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool, actor: str
     return {"now": after.stable.served_name, "was": gone.served_name, "notes": notes}
 
 
-def _seen(routes: EnvoyRouter, after: RouteState) -> list[str]:
-    """What requests show of the change, in the moment after it."""
+def _seen(settings: Settings, after: RouteState) -> list[str]:
+    """What requests show of the change, in the moment after it, where this machine sees them."""
+    if settings.profile != "local":
+        return []
     try:
-        return [routes.confirm_traffic(after, within_s=_CONFIRM_S)]
+        return [local_router(settings).confirm_traffic(after, within_s=_CONFIRM_S)]
     except UnavailableError as error:
         return [f"Not seen in the traffic yet: {error.message}"]
 

@@ -114,22 +114,23 @@ def _tiles(state: RolloutState) -> list[tuple[str, str]]:
 
 
 def _convictions(state: RolloutState, facts: PageFacts) -> list[dict[str, Any]]:
-    """By failing metric: its sentence, and the requests behind it, latest first."""
-    if state.analysis is None or state.phase not in ("failing", "failed"):
+    """By failing metric: its sentence, and the requests behind it, latest first. What ended the rollout at once, before
+    any metric had failed, comes by itself."""
+    last = state.analysis
+    if last is None or last.verdict != "fail" or state.phase not in ("failing", "failed"):
         return []
-    found = []
-    for one in state.analysis.metrics:
-        if one.gating and one.verdict == "fail":
-            requests = [request for request in state.analysis.convicting if request.metric == one.name]
-            found.append(
-                {
-                    "title": title(one.name),
-                    "sentence": one.sentence,
-                    "figures": _figures(one),
-                    "requests": [_request(one, request, facts) for request in reversed(requests)],
-                }
-            )
-    return found
+    failed = [one for one in last.metrics if one.gating and one.verdict == "fail"]
+    found = [
+        {"title": title(one.name), "sentence": one.sentence, "figures": _figures(one), "metric": one.name}
+        for one in failed
+    ]
+    if not failed:
+        found.append({"title": "Ended at once", "sentence": last.sentence, "figures": "", "metric": ""})
+    return [
+        {**one, "requests": [_request(each, facts) for each in reversed(last.convicting)
+                             if one["metric"] in ("", each.metric)]}
+        for one in found
+    ]  # fmt: skip
 
 
 def _figures(metric: MetricResult) -> str:
@@ -143,14 +144,14 @@ def _figures(metric: MetricResult) -> str:
     )
 
 
-def _request(metric: MetricResult, request: Conviction, facts: PageFacts) -> dict[str, str]:
-    trace = facts.traces.get(request.request_id, "")
-    value = "" if metric.kind == "rate" else f"{request.value:g} {LIVE_METRICS[metric.name].unit}".strip()
+def _request(request: Conviction, facts: PageFacts) -> dict[str, str]:
+    about, trace = LIVE_METRICS[request.metric], facts.traces.get(request.request_id, "")
+    value = "" if about.kind == "rate" else f"{request.value:g} {about.unit}".strip()
     return {
         "time": _utc(request.known)[11:],
         "id": request.request_id,
         "session": request.session,
-        "what": ", ".join(part for part in (request.detail, value) if part) or LIVE_METRICS[metric.name].noun,
+        "what": ", ".join(part for part in (request.detail, value) if part) or about.noun,
         "trace": trace,
         "page": facts.pages.get(trace, ""),
     }

@@ -1,7 +1,7 @@
 """A rollout on a terminal: who answers whom, where it stands, how every metric looks. Colour is never the only sign.
 
-metric        canary  stable   difference                  │ as stable   ┆ fails above   ║ margin
-error rate         7      16   +1.2 pts (-3.0 to +5.1)   ──●──│──         ┆              ║         ? inconclusive
+metric           n       difference                 better ←   → worse            verdict
+error rate       7 / 16  +1.2 pts  -3.0 to +5.1    ──●──│──    ┆           ║     ? inconclusive
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ PHASES = {
     "failed": "everybody is back on stable, and it may not rise again",
 }  # fmt: skip
 PAUSED = "paused: it keeps this share, is compared with stable, and is rolled back if it fails"
-LEGEND = (
-    "│ as stable   ┆ fails when all of the interval is right of it   ║ passes when all is left of it   "
-    "( ) shown, not deciding"
-)
+LEGEND = "│ as stable   ┆ fails when all is right of it   ║ passes when all is left of it   ( ) shown, not deciding"
 SHORT_LEGEND = "│ as stable  ┆ fails right of it  ║ passes left of it  ( ) not deciding"
 _NARROW, _WIDE = 116, 160
 _EVENTS = 6
@@ -162,9 +159,7 @@ class RolloutView:
         if facts.webhook:
             notes.append(f"The events' webhook: {facts.webhook}; {facts.undelivered} wait for it")
         lines: list[RenderableType] = [Text(f"! {note}", style="yellow") for note in notes]
-        if facts.slots is not None:
-            used, places = facts.slots
-            lines.append(Text(f"places for adapters: {used} of {places} taken", style="dim"))
+        lines += [Text(sentence, style="dim") for sentence in facts.slots]
         return [Text(""), *lines] if lines else []
 
 
@@ -175,7 +170,7 @@ def metrics_table(analysis: AnalysisResult, width: int) -> RenderableType:
     table.add_column("n", justify="right", no_wrap=True)
     if width >= _NARROW:
         table.add_column("difference", justify="right", no_wrap=True)
-    plot = 26 if width < _NARROW else 34 if width < _WIDE else 48
+    plot = 28 if width < _NARROW else 34 if width < _WIDE else 48
     table.add_column(_scale(plot), no_wrap=True, width=plot)
     table.add_column("verdict", no_wrap=True)
     if width >= _WIDE:
@@ -250,4 +245,3 @@ def _event(event: RolloutEvent) -> tuple[RenderableType, ...]:
 def _bar(share: int, width: int, style: str) -> Text:
     filled = round(share * width / 100)
     return Text.assemble(("█" * filled, style), ("░" * (width - filled), "dim"))
-
