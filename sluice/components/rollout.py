@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.bring_up import kept_probes
+from sluice.components.cluster_routes import cluster_lease
 from sluice.components.live_answers import LiveAnswers, Prices
 from sluice.components.rollback import tell_ledger
 from sluice.components.rollout_facts import open_events, store_of
@@ -16,12 +17,13 @@ from sluice.components.workspace import Workspace
 from sluice.curation.trace_store import open_trace_store
 from sluice.infra.errors import ConflictError
 from sluice.infra.progress import Report, no_report
+from sluice.infra.settings import Settings
 from sluice.provenance.canonical import canonical_json
 from sluice.provenance.releases import authorize, record_rollback, record_rollout_step
 from sluice.serving.access_log import AccessLog
 from sluice.serving.analysis import AnalysisResult, Verdict
 from sluice.serving.control import Order
-from sluice.serving.controller_lease import FileLease
+from sluice.serving.controller_lease import ControllerLease, FileLease
 from sluice.serving.errand import Errand
 from sluice.serving.gateway_samples import GatewaySamples, ShadowSamples
 from sluice.serving.policy import RolloutPolicy, default_policy, load_policy
@@ -106,24 +108,23 @@ def open_rollout(
     settings = workspace.settings
     chosen = find_policy(policy)
     override = allow_override and settings.release.allow_override
-    gateway = router(settings)
+    envoy = local_router(settings)
     log = AccessLog(gateway_settings(settings).access_log)
-    requests = GatewaySamples(log, local_router(settings))
     prices = Prices(settings.serving.input_price, settings.serving.output_price)
     answers = LiveAnswers(open_trace_store(settings), judge=settings.traces.judge_score, prices=prices)
     events = open_events(settings)
     rollout = Rollout(
         target(settings, release),
         policy=chosen,
-        router=gateway,
+        router=router(settings),
         store=rollout_store(workspace),
-        lease=FileLease(settings.home / "rollouts", f"the rollout of {release_name(settings, release)}"),
-        source=BothSources(requests, answers),
-        shadow=ShadowSamples(log, local_router(settings)),
+        lease=_lease(settings, f"the rollout of {release_name(settings, release)}"),
+        source=BothSources(GatewaySamples(log, envoy), answers),
+        shadow=ShadowSamples(log, envoy),
         recorder=LedgerRecorder(workspace, allow_override=override),
         authorize=lambda: _authorize(workspace, release, override),
         probe=_gateway_probe(workspace, release, chosen),
-        confirm=lambda routes: gateway.confirm_traffic(routes, within_s=CONFIRM_S),
+        confirm=lambda routes: envoy.confirm_traffic(routes, within_s=CONFIRM_S),
         sinks=(events,) if events else (),
         report=report,
     )
@@ -133,6 +134,12 @@ def open_rollout(
         answers.close()
         if events:
             events.close()
+
+
+def _lease(settings: Settings, holder: str) -> ControllerLease:
+    if settings.profile == "local":
+        return FileLease(settings.home / "rollouts", holder)
+    return cluster_lease(settings, holder)
 
 
 def _authorize(workspace: Workspace, release: str, allow_override: bool) -> None:

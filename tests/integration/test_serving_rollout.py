@@ -101,7 +101,6 @@ def rollout(
     gateway: Gateway, canary: Target, folder: Path, recorded: Recorded, *, probed: Callable[[], None] = lambda: None
 ) -> Rollout:
     log = AccessLog(gateway.settings.access_log)
-    samples = GatewaySamples(log, gateway.router)
 
     def probe() -> ProbeReport:
         probed()
@@ -113,7 +112,7 @@ def rollout(
         router=gateway.router,
         store=FileRolloutStore(folder),
         lease=FileLease(folder, canary.served_name),
-        source=samples,
+        source=GatewaySamples(log, gateway.router),
         shadow=ShadowSamples(log, gateway.router),
         recorder=recorded,
         authorize=lambda: None,

@@ -178,21 +178,6 @@ def test_a_policy_is_shown_as_it_was_when_the_rollout_began(settings: Settings) 
     assert gather(settings).policy == policy
 
 
-def test_the_lease_and_the_cool_down_beside_the_rollouts_are_none(settings: Settings) -> None:
-    from sluice.serving.controller_lease import FileLease
-    from sluice.serving.rollout_store import CoolDown
-
-    folder = settings.home / "rollouts"
-    store_of(settings).save(holding())
-    store_of(settings).set_cool_down(CoolDown(CANARY.release, "slow", time.time() + 60))
-    held = FileLease(folder, "release on host-1").acquire()
-    facts = gather(settings)
-    assert (facts.lease.holder, facts.lease.token, facts.lease.held) == ("release on host-1", held.token, True)
-    assert 50 < facts.cooling_s() <= 60
-    held.release()
-    assert not gather(settings).lease.held
-
-
 def test_resume_ends_a_cool_down_in_somebodys_name(settings: Settings) -> None:
     store = store_of(settings)
     store.save(failed())
@@ -204,3 +189,17 @@ def test_resume_ends_a_cool_down_in_somebodys_name(settings: Settings) -> None:
     assert (ended.ended_by, ended.ended_why) == (login(), "the probe was wrong")
     # Nothing is left to end, and no rollout is under way.
     assert isinstance(sluice("resume", "--reason", "again").exception, ConflictError)
+
+
+def test_the_lease_and_the_cool_down_beside_the_rollouts_are_none(settings: Settings) -> None:
+    from sluice.serving.controller_lease import FileLease
+
+    folder = settings.home / "rollouts"
+    store_of(settings).save(holding())
+    store_of(settings).set_cool_down(CoolDown(CANARY.release, "slow", time.time() + 60))
+    held = FileLease(folder, "release on host-1").acquire()
+    facts = gather(settings)
+    assert (facts.lease.holder, facts.lease.token, facts.lease.held) == ("release on host-1", held.token, True)
+    assert 50 < facts.cooling_s() <= 60
+    held.release()
+    assert not gather(settings).lease.held
