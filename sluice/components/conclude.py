@@ -25,9 +25,9 @@ def conclude(adapter: str, previous: str, outcome: str, policy: str, allow_overr
 def conclude_step(
     running: Task, *, adapter: str, previous: str, outcome: str, policy: str, allow_override: bool
 ) -> str:
-    """`promoted`, `rolled-back` or `withdrawn`. The ledger first: gateway and MLflow follow it, now or at the next run."""
+    """`promoted`, `rolled-back` or `withdrawn`. The ledger first: gateway and MLflow follow, now or at the next run."""
     from sluice.components.aliases import follow_ledger
-    from sluice.components.retiring import keep_for_rollback, retire, retire_due
+    from sluice.components.retiring import hand_over, retire, retire_due
     from sluice.components.rollout import ACTOR, find_policy, open_rollout
     from sluice.components.rollout_report import show_rollout
     from sluice.infra.errors import ConflictError, GateRefused, InputError, UnavailableError
@@ -37,7 +37,7 @@ def conclude_step(
     workspace = running.workspace
     settings = workspace.settings
     if outcome == "promote":
-        keep_for_rollback(workspace, previous, find_policy(policy).rollback_window_s)
+        hand_over(workspace, to=adapter, previous=previous, window_s=find_policy(policy).rollback_window_s)
         with open_rollout(workspace, adapter, policy=policy, allow_override=allow_override) as rollout:
             if read_state(workspace.ledger).champion() != adapter:
                 try:

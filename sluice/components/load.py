@@ -24,10 +24,9 @@ def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool)
     what `bring_up` raises."""
     from contextlib import suppress
 
-    from sluice.components.bring_up import bring_up
+    from sluice.components.bring_up import bring_up, ensure_served
     from sluice.components.champion import base_digest, current_champion
     from sluice.components.rollout import find_policy, rollout_store
-    from sluice.components.served import ensure_loaded, servers
     from sluice.infra.errors import UnavailableError
     from sluice.provenance.canonical import require_digest, short
     from sluice.provenance.releases import authorize, read_state
@@ -42,7 +41,7 @@ def load_step(running: Task, *, adapter: str, policy: str, allow_override: bool)
         # on it with nobody watching.
         with suppress(UnavailableError):
             if begun.phase not in ("withdrawing", "failing", "failed"):
-                ensure_loaded(workspace, adapter, base_digest(workspace), servers(settings))
+                ensure_served(workspace, adapter, base_digest(workspace))
         running.say(f"the rollout of {short(adapter)} goes on ({begun.phase})")
         return begun.stable.release
     champion = current_champion(workspace)

@@ -6,13 +6,12 @@ from typing import Any
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.retiring import bring_back
-from sluice.components.served import router
+from sluice.components.served import GatewayRouter, router
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, SluiceError, UnavailableError
 from sluice.infra.settings import Settings
 from sluice.provenance.releases import record_failure, record_rollback
 from sluice.serving.errand import Errand
-from sluice.serving.router import EnvoyRouter
 from sluice.serving.routes import RouteState
 
 ACTOR = "rollback"
@@ -62,7 +61,7 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool, actor: str
     return {"now": after.stable.served_name, "was": gone.served_name, "notes": notes}
 
 
-def _seen(routes: EnvoyRouter, after: RouteState) -> list[str]:
+def _seen(routes: GatewayRouter, after: RouteState) -> list[str]:
     """What requests show of the change, in the moment after it."""
     try:
         return [routes.confirm_traffic(after, within_s=_CONFIRM_S)]

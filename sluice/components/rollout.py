@@ -8,10 +8,10 @@ from pathlib import Path
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.bring_up import kept_probes
-from sluice.components.live_answers import LiveAnswers
+from sluice.components.live_answers import LiveAnswers, Prices
 from sluice.components.rollback import tell_ledger
 from sluice.components.rollout_facts import open_events, store_of
-from sluice.components.served import gateway_settings, release_name, router, server_url, target
+from sluice.components.served import gateway_settings, local_router, release_name, router, server_url, target
 from sluice.components.workspace import Workspace
 from sluice.curation.trace_store import open_trace_store
 from sluice.infra.errors import ConflictError
@@ -23,8 +23,7 @@ from sluice.serving.analysis import AnalysisResult, Verdict
 from sluice.serving.control import Order
 from sluice.serving.controller_lease import FileLease
 from sluice.serving.errand import Errand
-from sluice.serving.gateway_samples import GatewaySamples
-from sluice.serving.observations import Observed
+from sluice.serving.gateway_samples import GatewaySamples, ShadowSamples
 from sluice.serving.policy import RolloutPolicy, default_policy, load_policy
 from sluice.serving.probes import ProbeReport, probe_gateway
 from sluice.serving.retreat import CONFIRM_S
@@ -108,8 +107,10 @@ def open_rollout(
     chosen = find_policy(policy)
     override = allow_override and settings.release.allow_override
     gateway = router(settings)
-    requests = GatewaySamples(AccessLog(gateway_settings(settings).access_log), gateway)
-    answers = LiveAnswers(open_trace_store(settings), judge=settings.traces.judge_score)
+    log = AccessLog(gateway_settings(settings).access_log)
+    requests = GatewaySamples(log, local_router(settings))
+    prices = Prices(settings.serving.input_price, settings.serving.output_price)
+    answers = LiveAnswers(open_trace_store(settings), judge=settings.traces.judge_score, prices=prices)
     events = open_events(settings)
     rollout = Rollout(
         target(settings, release),
@@ -118,7 +119,7 @@ def open_rollout(
         store=rollout_store(workspace),
         lease=FileLease(settings.home / "rollouts", f"the rollout of {release_name(settings, release)}"),
         source=BothSources(requests, answers),
-        shadow=_Shadow(requests),
+        shadow=ShadowSamples(log, local_router(settings)),
         recorder=LedgerRecorder(workspace, allow_override=override),
         authorize=lambda: _authorize(workspace, release, override),
         probe=_gateway_probe(workspace, release, chosen),
@@ -132,16 +133,6 @@ def open_rollout(
         answers.close()
         if events:
             events.close()
-
-
-class _Shadow:
-    """`SampleSource` of what the canary answers in the shadow."""
-
-    def __init__(self, requests: GatewaySamples) -> None:
-        self._requests = requests
-
-    def observe(self, canary: str, stable: str, since: float, until: float) -> Observed:
-        return self._requests.shadow_samples(canary, stable, since, until)
 
 
 def _authorize(workspace: Workspace, release: str, allow_override: bool) -> None:

@@ -59,7 +59,7 @@ class TripPolicy(Section):
 
 
 class MetricPolicy(Section):
-    """Limits of one metric: for rates and scores a difference (0.1: ten points), for ratios a factor (1.5: half more)."""
+    """Limits of one metric: a difference of rates and scores (0.1: ten points), a factor of ratios (1.5: half more)."""
 
     gating: bool = Field(True, description="false: shown, never deciding")
     fail_above: float = Field(ge=0, description="worse than this, and shown to be: the release fails")

@@ -21,6 +21,7 @@ from sluice.pipelines.cli import app
 from sluice.pipelines.metrics_server import metrics_server
 from sluice.serving.policy import default_policy
 from sluice.serving.rollout_state import RolloutState
+from sluice.serving.rollout_store import CoolDown
 from sluice.serving.routes import Target
 from tests.serving.rollouts import CANARY, failed, holding, promoted
 
@@ -190,3 +191,16 @@ def test_the_lease_and_the_cool_down_beside_the_rollouts_are_none(settings: Sett
     assert 50 < facts.cooling_s() <= 60
     held.release()
     assert not gather(settings).lease.held
+
+
+def test_resume_ends_a_cool_down_in_somebodys_name(settings: Settings) -> None:
+    store = store_of(settings)
+    store.save(failed())
+    store.set_cool_down(CoolDown(CANARY.release, "errors", time.time() + 600))
+    assert "reason" in str(sluice("resume").exception)
+    assert answer("resume", "--reason", "the probe was wrong")["cool_down"] == "ended"
+    ended = store.cool_down()
+    assert ended is not None
+    assert (ended.ended_by, ended.ended_why) == (login(), "the probe was wrong")
+    # Nothing is left to end, and no rollout is under way.
+    assert isinstance(sluice("resume", "--reason", "again").exception, ConflictError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -271,8 +272,6 @@ class Memory:
         if isinstance(self.ledger_down, UnavailableError):
             raise self.ledger_down
         if self.ledger_down is not None:
-            import threading
-
             threading.Event().wait()
 
     def authorize(self) -> None:

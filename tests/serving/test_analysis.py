@@ -21,10 +21,8 @@ ENOUGH = Minimum(requests=12)
 GOOD, BAD = [0.0] * 60, [1.0] * 60
 
 
-def policy(*, requests_per_session: int = 0, **metrics: MetricPolicy) -> AnalysisPolicy:
-    return AnalysisPolicy(
-        false_rollback=0.01, false_pass=0.05, requests_per_session=requests_per_session, metrics=metrics
-    )
+def policy(**metrics: MetricPolicy) -> AnalysisPolicy:
+    return AnalysisPolicy(false_rollback=0.01, false_pass=0.05, requests_per_session=0, metrics=metrics)
 
 
 def look(
@@ -293,12 +291,13 @@ def test_of_a_session_only_the_first_requests_count() -> None:
     failing = [Sample("error_rate", CANARY, 1.0, index, session="one") for index in range(60)]
     others = [Sample("error_rate", STABLE, 0.0, index + 0.5, session=f"{index}") for index in range(60)]
     assert look([*failing, *others], policy(error_rate=RATE)).verdict == "fail"
-    result = look([*failing, *others], policy(error_rate=RATE, requests_per_session=2))
+    first = policy(error_rate=RATE).model_copy(update={"requests_per_session": 2})
+    result = look([*failing, *others], first)
     assert result.verdict == "inconclusive"
     assert only(result).canary_n == 2
     assert "(2 of 12 in this step)" in result.sentence
     nameless = [Sample("error_rate", CANARY, 1.0, index) for index in range(60)]
-    assert look([*nameless, *others], policy(error_rate=RATE, requests_per_session=2)).verdict == "fail"
+    assert look([*nameless, *others], first).verdict == "fail"
 
 
 def test_other_releases_and_metrics_do_not_count() -> None:

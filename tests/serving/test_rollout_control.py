@@ -18,6 +18,12 @@ from tests.serving.samples import target
 STABLE, CANARY, OTHER = target("a"), target("c"), target("d")
 
 
+@pytest.fixture(autouse=True)
+def _without_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut would lose is not asked here, and flushing costs more than all the rest."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
+
+
 def memory(folder: Path) -> Memory:
     return Memory(STABLE, CANARY, folder)
 

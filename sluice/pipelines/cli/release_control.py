@@ -99,8 +99,23 @@ def pause(release: Release = "", reason: Why = "", as_json: JsonFlag = False) ->
 
 @release_app.command("resume")
 def resume(release: Release = "", reason: Why = "", as_json: JsonFlag = False) -> None:
-    """Go on after a pause; the time of the step goes on where it stood."""
-    _order("resume", release, reason, as_json=as_json)
+    """Go on after a pause; the time of the step goes on where it stood.
+
+    Without a rollout under way it ends the cool-down after a failed one, and says why.
+    """
+    from sluice.components.rollout_facts import store_of
+
+    settings = load_settings()
+    facts = _facts(settings, release)
+    if not facts.cooling_s() or (facts.rollout is not None and not facts.rollout.ended):
+        _order("resume", release, reason, as_json=as_json)
+        return
+    identity = require(settings, "release resume", reason)
+    store_of(settings).end_cool_down(identity, reason.strip())
+    if as_json:
+        show_json({"order": "resume", "cool_down": "ended", "by": identity, "reason": reason})
+        return
+    console.print(f"{escape(identity)} ended the cool-down; the next rollout may begin.")
 
 
 @release_app.command("promote")
