@@ -90,7 +90,9 @@ class RolloutFacts:
         state = self.rollout
         if state is None or state.phase != "holding" or self.step is None or state.analysis is None:
             return None
-        before = [event.analysis for event in state.events if event.analysis is not None and event.time <= state.since]
+        # Since users are asked: what was counted in the shadow before is another count.
+        within = [event for event in state.events if state.begun <= event.time <= state.since]
+        before = [event.analysis for event in within if event.analysis is not None]
         seen = _requests(state.analysis) - (_requests(before[-1]) if before else 0)
         return max(seen, 0), self.step.minimum.requests
 

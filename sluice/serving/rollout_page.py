@@ -6,7 +6,7 @@ No script, nothing from elsewhere, every text escaped, and no word of a user: re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -49,7 +49,8 @@ def rollout_page(state: RolloutState, facts: PageFacts) -> str:
     template = environment.from_string((folder / "rollout.html.j2").read_text(encoding="utf-8"))
     style = page_style() + (folder / "rollout.css").read_text(encoding="utf-8")
     last = state.analysis
-    metrics = [one for one in last.metrics if history(state, one.name)] if last else []
+    metrics = _by_weight(last.metrics) if last else []
+    drawn = [one for one in metrics if any(seen.estimate is not None for _, seen in history(state, one.name))]
     return template.render(
         style=Markup(style),
         state=state,
@@ -62,8 +63,8 @@ def rollout_page(state: RolloutState, facts: PageFacts) -> str:
         tiles=_tiles(state),
         convictions=_convictions(state, facts),
         weight=Markup(weight_chart(state)) if state.events else "",
-        charts=[Markup(metric_chart(state, one.name)) for one in _by_weight(metrics)],
-        rows=[_row(one) for one in _by_weight(metrics)],
+        charts=[Markup(metric_chart(state, one.name)) for one in drawn],
+        rows=[_row(one) for one in metrics],
         events=_timeline(state),
         policy=_policy(facts.policy),
     )
@@ -157,7 +158,7 @@ def _request(request: Conviction, facts: PageFacts) -> dict[str, str]:
     }
 
 
-def _by_weight(metrics: list[MetricResult]) -> list[MetricResult]:
+def _by_weight(metrics: Sequence[MetricResult]) -> list[MetricResult]:
     """What failed first, then what decides, then what is only shown."""
     order = {"fail": 0, "inconclusive": 1, "pass": 2}
     return sorted(metrics, key=lambda one: (not one.gating, order[one.verdict]))
@@ -174,7 +175,7 @@ def _row(metric: MetricResult) -> dict[str, Any]:
         "stable": f"{_mean(metric, metric.stable_mean)}",
         "n": f"{metric.canary_n:,} / {metric.stable_n:,}",
         "difference": difference_text(metric, metric.estimate),
-        "interval": interval_text(metric),
+        "interval": interval_text(metric) if metric.low is not None else "",
         "fail": difference_text(metric, metric.bound_fail),
         "margin": difference_text(metric, metric.bound_margin),
         "sentence": metric.sentence,

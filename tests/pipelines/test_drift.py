@@ -26,6 +26,7 @@ class Live:
     def __init__(self) -> None:
         self.routes = RouteState(STABLE)
         self.lag: tuple[str, ...] = ()
+        self.odd: tuple[str, ...] = ()
         self.names = {STABLE.served_name}
         self.champion: str | None = STABLE.release
         self.aliases: dict[str, str | None] = {"champion": STABLE.release}
@@ -72,6 +73,7 @@ def live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Live:
 
     def serve(workspace: object, base: str) -> None:
         made.done.append("serve")
+        made.odd = ()
         made.names = {one.served_name for one in made.routes.targets()}
 
     def follow(workspace: object) -> list[str]:
@@ -86,6 +88,7 @@ def live(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Live:
     monkeypatch.setattr(drift, "read_state", lambda _: SimpleNamespace(champion=lambda: made.champion))
     monkeypatch.setattr(drift, "candidate", lambda _: None)
     monkeypatch.setattr(drift, "challenger", lambda _: None)
+    monkeypatch.setattr(drift, "odd_adapters", lambda _: made.odd)
     monkeypatch.setattr(drift, "base_digest", lambda _: STABLE.release)
     monkeypatch.setattr(drift, "serve_champion", serve)
     monkeypatch.setattr(drift, "follow_ledger", follow)
@@ -102,15 +105,16 @@ def test_what_agrees_is_no_difference(live: Live) -> None:
 def test_every_part_that_differs_is_named_and_repaired(live: Live) -> None:
     live.lag = ("The gateway's routes are of revision 3; 4 was decided.",)
     live.names = set()
+    live.odd = ("A server holds what nothing leads to.",)
     live.aliases = {"champion": CANARY.release}
     ended = CliRunner().invoke(app, ["release", "drift", "--json"])
     assert ended.exit_code == 6
     found = json.loads(ended.stdout)["differs"]
-    assert [one["part"] for one in found] == ["gateway", "server", "aliases"]
+    assert [one["part"] for one in found] == ["gateway", "server", "server", "aliases"]
     assert f"does not hold {STABLE.served_name}" in found[1]["sentence"]
     repaired = CliRunner().invoke(app, ["release", "drift", "--repair", "--json"])
     assert repaired.exit_code == 0
-    assert len(json.loads(repaired.stdout)["repaired"]) == 3
+    assert len(json.loads(repaired.stdout)["repaired"]) == 4
     assert live.done == ["reconcile", "serve"]  # users first
 
 

@@ -138,9 +138,18 @@ def test_a_metric_without_figures_is_a_gap_and_no_zero() -> None:
         event(10 * number, "look", 10, analysis=analysis(one))
         for number, one in enumerate((known, known, unknown, known, known))
     )
-    state = holding(events=looks, analysis=looks[-1].analysis)
+    state = holding(begun=0.0, events=looks, analysis=looks[-1].analysis)
     assert [one for _, one in history(state, "error_rate")] == [known, known, unknown, known, known]
     assert rollout_page(state, PageFacts("assistant")).count('class="band"') == 2
+
+
+def test_the_shadow_and_what_has_no_figures_at_all_are_not_drawn() -> None:
+    shadow = event(1, "pass", 0, verdict="pass", analysis=analysis(metric(estimate=0.9)))
+    state = holding(events=(shadow, *holding().events))
+    assert [one.canary_n for _, one in history(state, "error_rate")] == [4, 7]
+    html = rollout_page(state, PageFacts("assistant"))
+    assert html.count('class="metric ') == 3  # of four: nothing is known of the judge's score
+    assert "Judge score" in html
 
 
 def test_a_clock_that_jumped_back_draws_all_the_same() -> None:

@@ -141,7 +141,11 @@ class RolloutView:
         table.add_column(no_wrap=True)
         table.add_column()
         for event in state.events[-self._events :]:
-            table.add_row(*_event(event))
+            *cells, said = _event(event)
+            if event.kind == "look" and self._events:
+                # Each look says all that is missing; the latest one stands above.
+                said.no_wrap, said.overflow = True, "ellipsis"
+            table.add_row(*cells, said)
         return table
 
     def _notes(self) -> list[RenderableType]:
@@ -230,10 +234,10 @@ def _verdict(metric: MetricResult) -> Text:
 
 def event_line(event: RolloutEvent) -> Text:
     """An event as one line, where there is no terminal to draw on."""
-    return Text("  ").join([cell for cell in _event(event) if isinstance(cell, Text)])
+    return Text("  ").join(_event(event))
 
 
-def _event(event: RolloutEvent) -> tuple[RenderableType, ...]:
+def _event(event: RolloutEvent) -> tuple[Text, ...]:
     mark, style = MARKS[event.verdict] if event.verdict else ("·", "dim")
     who = f" ({event.actor})" if event.actor else ""
     return (
