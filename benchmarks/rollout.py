@@ -314,7 +314,7 @@ def _released(http: httpx.Client, session: str) -> str:
     """One short question. The release that answered, as the gateway says."""
     got = http.post("/v1/chat/completions", json={"model": "app", "messages": []}, headers={SESSION_HEADER: session})
     assert got.status_code == 200, got.text
-    return got.headers.get(RELEASE_HEADER, "")
+    return str(got.headers.get(RELEASE_HEADER, ""))
 
 
 def _stream(http: httpx.Client, model: str, tokens: int) -> float:
