@@ -28,7 +28,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -147,7 +147,20 @@ def measure(work: Path, given: argparse.Namespace) -> dict[str, Any]:
             vllm = cost(settings.url, gateway.settings.url, ask, max(1, given.requests // 5))
     with at_once() as port, running_gateway(work / "second", _target("e", port), requests_per_s=0) as gateway:
         stand_in = cost(f"http://127.0.0.1:{port}", gateway.settings.url, (_plain, _plain), given.requests)
-    return {"streams": streams, "gateway_cost_ms": {"stand_in": stand_in, "vllm": vllm}}
+        many = many_sessions(
+            gateway.settings.url, gateway.router, (_target("e", port), _target("f", port)), given.requests
+        )
+    return {"streams": streams, "split_of_many_sessions": many, "gateway_cost_ms": {"stand_in": stand_in, "vllm": vllm}}
+
+
+def many_sessions(url: str, router: EnvoyRouter, targets: tuple[Target, Target], sessions: int) -> list[dict[str, Any]]:
+    """The canary's share of new sessions at the weights of a rollout, one short request each."""
+    counts: dict[int, list[bool]] = {}
+    with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+        for weight in (1, 5, 25, 50):
+            router.apply(RouteState(*targets, weight))
+            counts[weight] = [_released(http, f"{weight}-{number}") == targets[1].release for number in range(sessions)]
+    return shares(counts)
 
 
 async def streamed(
@@ -228,14 +241,23 @@ def split(answers: Sequence[Asked], weights: Weights, canary: str) -> list[dict[
         least, most = weights.possible(one.begun, one.headers_at)
         if one.first and least == most:
             counts[least].append(one.release == canary)
+    return shares(counts)
+
+
+def shares(counts: Mapping[int, Sequence[bool]]) -> list[dict[str, Any]]:
+    """By weight: how many sessions were on the canary, and whether the interval of that share holds the weight."""
     rows = []
     for weight, on in sorted(counts.items()):
         interval = rate_interval(sum(on), len(on), confidence=1 - 0.05 / len(counts))
-        rows.append({
-            "weight": weight, "sessions": len(on), "on_canary": sum(on),
-            "interval": [round(100 * interval.low, 2), round(100 * interval.high, 2)],
-            "holds": interval.low <= weight / 100 <= interval.high,
-        })  # fmt: skip
+        rows.append(
+            {
+                "weight": weight,
+                "sessions": len(on),
+                "on_canary": sum(on),
+                "interval": [round(100 * interval.low, 2), round(100 * interval.high, 2)],
+                "holds": interval.low <= weight / 100 <= interval.high,
+            }
+        )
     return rows
 
 
@@ -284,9 +306,15 @@ def cost(
 
 def _plain(http: httpx.Client) -> float:
     begun = time.perf_counter()
-    got = http.post("/v1/chat/completions", json={"model": "app", "messages": []}, headers={SESSION_HEADER: "s"})
-    assert got.status_code == 200, got.text
+    _released(http, "s")
     return time.perf_counter() - begun
+
+
+def _released(http: httpx.Client, session: str) -> str:
+    """One short question. The release that answered, as the gateway says."""
+    got = http.post("/v1/chat/completions", json={"model": "app", "messages": []}, headers={SESSION_HEADER: session})
+    assert got.status_code == 200, got.text
+    return str(got.headers.get(RELEASE_HEADER, ""))
 
 
 def _stream(http: httpx.Client, model: str, tokens: int) -> float:
