@@ -21,8 +21,9 @@ def traffic(failing: tuple[float, float] = (0, 0), until: float = 3000) -> Traff
     failed = np.zeros((2, n), dtype=bool)
     failed[CANARY] = (start >= failing[0]) & (start < failing[1])
     same: Floats = np.ones((2, n))
+    point: Floats = np.arange(n, dtype=np.float64) % 10 * 10 + 5
     return Traffic(
-        start, np.arange(n), (np.arange(n) % 10) * 10.0 + 5, start + 0.5 * same, failed, 200 * same, 20 * same,
+        start, np.arange(n), point, start + same / 2, failed, 200 * same, 20 * same,
         0.8 * same, start + same, np.nan * same, start + same, failed[CANARY], 0.0,
     )  # fmt: skip
 
