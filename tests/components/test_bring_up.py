@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sluice.components import bring_up as module
-from sluice.components import release_servers
+from sluice.components import retiring
 from sluice.components.bring_up import bring_up, kept_probes
 from sluice.components.served import adapter_shelf, server_book
 from sluice.components.workspace import Workspace
@@ -204,7 +204,7 @@ def test_a_merged_model_is_probed_at_its_own_server_and_stopped_when_it_fails(
         return Target(release, release, name, (own.url.removeprefix("http://"),), dedicated=True)
 
     monkeypatch.setattr(module, "bring_up_server", started)
-    monkeypatch.setattr(release_servers, "retire_server", lambda _, release, **__: stopped.append(release))
+    monkeypatch.setattr(retiring, "retire_server", lambda _, release, **__: stopped.append(release))
     with vllm_server(VllmServer(name, lambda *_: ((40, -4.0), (41, -0.2)))) as own:
         report = brought_up(site, adapter)
         assert {check.server for check in report.checks if check.name == "parity"} == {own.url}

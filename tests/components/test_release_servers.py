@@ -128,6 +128,7 @@ def place(
 
     monkeypatch.setattr(release_servers, "Supervisor", lambda _: parts)
     monkeypatch.setattr(release_servers, "router", lambda _: routes)
+    monkeypatch.setattr(release_servers, "local_router", lambda _: routes)
     monkeypatch.setattr(retiring, "router", lambda _: routes)
     monkeypatch.setattr(release_servers, "merge_release", merged)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 * GIB))
