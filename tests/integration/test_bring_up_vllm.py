@@ -54,7 +54,7 @@ def running_vllm(settings: VllmSettings, log: Path) -> Iterator[subprocess.Popen
             spec.command, env={**os.environ, **spec.environment}, stdout=stream, stderr=stream, start_new_session=True
         )
     try:
-        until = time.monotonic() + 240
+        until = time.monotonic() + 300
         while probe(spec.health) is not None:
             assert process.poll() is None, log.read_text()[-3000:]
             assert time.monotonic() < until, log.read_text()[-3000:]

@@ -343,7 +343,8 @@ def quick(**changes: object) -> RolloutPolicy:
     """The policy of the demonstration with three short steps, and `changes` of its steps."""
     policy = default_policy()
     steps = tuple(
-        step.model_copy(update={"minimum_time_s": 1.0, "maximum_time_s": 60.0, **changes}) for step in policy.steps
+        step.model_copy(update={"weight": weight, "minimum_time_s": 1.0, "maximum_time_s": 60.0, **changes})
+        for step, weight in zip(policy.steps, (10, 30, 50), strict=True)
     )
     return policy.model_copy(update={"steps": steps, "bake_s": 1.0})
 

@@ -15,7 +15,7 @@ TEXT = resources.files("sluice.serving").joinpath("rollout.yaml").read_text()
 
 def test_the_default_policy_rises_below_100_and_is_decided_by_known_metrics() -> None:
     policy = default_policy()
-    assert [step.weight for step in policy.steps] == [10, 30, 50]
+    assert [step.weight for step in policy.steps] == [20, 35, 50]
     assert set(policy.analysis.metrics) <= set(LIVE_METRICS)
     assert {name for name, metric in policy.analysis.metrics.items() if metric.gating} == {
         "error_rate", "empty_answers", "thumbs_down", "time_to_first_token",
@@ -28,7 +28,7 @@ THUMBS = r"thumbs_down: {.*?}"
 @pytest.mark.parametrize(
     ("old", "new", "field", "says"),
     [
-        ("weight: 30", "weight: 250", "steps.1.weight", "= 250: should be less than or equal to 99"),
+        ("weight: 35", "weight: 250", "steps.1.weight", "= 250: should be less than or equal to 99"),
         (
             r"minimum: {requests: \d+,",
             "minimum: {requests: 0,",
@@ -63,7 +63,7 @@ def test_weights_that_do_not_rise_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rollout.yaml"
     path.write_text(TEXT.replace("weight: 50", "weight: 4", 1))
     line = TEXT.splitlines().index("steps:") + 1
-    with pytest.raises(InputError, match=rf"steps \(line {line}\) .*: the weights \[10, 30, 4\] must rise"):
+    with pytest.raises(InputError, match=rf"steps \(line {line}\) .*: the weights \[20, 35, 4\] must rise"):
         load_policy(path)
 
 
