@@ -17,7 +17,7 @@ from sluice.serving.analysis import AnalysisResult, Verdict
 from sluice.serving.control import Order
 from sluice.serving.controller_lease import FileLease
 from sluice.serving.gateway_samples import GatewaySamples, ShadowSamples
-from sluice.serving.policy import Minimum, RolloutPolicy, default_policy
+from sluice.serving.policy import Minimum, RolloutPolicy, ShadowPolicy, default_policy
 from sluice.serving.probes import ProbeCheck, ProbeReport
 from sluice.serving.rollout import Rollout
 from sluice.serving.rollout_store import FileRolloutStore
@@ -80,6 +80,9 @@ def traffic(gateway: Gateway, workers: int = 6) -> Iterator[list[tuple[str, int]
             thread.join()
 
 
+SHADOW = ShadowPolicy(percent=100, requests=6, maximum_time_s=20)
+
+
 def quick(policy: RolloutPolicy) -> RolloutPolicy:
     steps = tuple(
         step.model_copy(
@@ -93,7 +96,7 @@ def quick(policy: RolloutPolicy) -> RolloutPolicy:
     )
     # What comes through the traces is not there: this is about the gateway's own figures.
     metrics = {name: policy.analysis.metrics[name] for name in ("error_rate", "time_to_first_token")}
-    changed = {"steps": steps, "shadow": None, "bake_s": 0.5, "check_interval_s": 0.2}
+    changed = {"steps": steps, "shadow": SHADOW, "bake_s": 0.5, "check_interval_s": 0.2}
     return policy.model_copy(update={**changed, "analysis": policy.analysis.model_copy(update={"metrics": metrics})})
 
 

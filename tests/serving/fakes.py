@@ -13,7 +13,7 @@ from sluice.infra.progress import Report, no_report
 from sluice.serving.analysis import AnalysisResult, Verdict
 from sluice.serving.control import Order
 from sluice.serving.observations import Observed, Sample
-from sluice.serving.policy import RolloutPolicy, default_policy
+from sluice.serving.policy import RolloutPolicy, ShadowPolicy, default_policy
 from sluice.serving.probes import ProbeCheck, ProbeReport
 from sluice.serving.rollout import Rollout
 from sluice.serving.rollout_state import RolloutEvent, RolloutState
@@ -346,7 +346,8 @@ def quick(**changes: object) -> RolloutPolicy:
         step.model_copy(update={"weight": weight, "minimum_time_s": 1.0, "maximum_time_s": 60.0, **changes})
         for step, weight in zip(policy.steps, (10, 30, 50), strict=True)
     )
-    return policy.model_copy(update={"steps": steps, "bake_s": 1.0})
+    shadow = ShadowPolicy(percent=100, requests=6, maximum_time_s=120)
+    return policy.model_copy(update={"steps": steps, "bake_s": 1.0, "shadow": shadow})
 
 
 def unlike(stable: str, canary: Mapping[str, float]) -> Figures:
