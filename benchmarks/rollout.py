@@ -72,6 +72,7 @@ class Asked:
     fine: bool
     begun: float
     headers_at: float
+    problem: str = ""
 
 
 @dataclass
@@ -202,6 +203,7 @@ async def streamed(
         "change_confirmed_ms": _quantiles(confirmed),
         "streams": len(answers),
         **verdicts(answers, known, (stable.release, canary.release)),
+        "problems": [one.problem for one in answers if not one.fine][:20],
         "sessions": len({one.session for one in answers}),
         "sessions_not_sticky_and_monotone": unsticky(answers, weights, canary.release),
         "split": split(answers, weights, canary.release),
@@ -271,17 +273,21 @@ async def _user(http: httpx.AsyncClient, number: int, tokens: int, done: threadi
         question = chooser.randrange(len(QUESTIONS))
         body = _body("app", QUESTIONS[question], tokens)
         begun = headers_at = time.monotonic()
-        release, data, status = "", b"", 0
+        release, data, status, problem = "", b"", 0, ""
         try:
             async with http.stream("POST", "/v1/chat/completions", json=body, headers={SESSION_HEADER: session}) as got:
                 headers_at = time.monotonic()
                 release, status = got.headers.get(RELEASE_HEADER, ""), got.status_code
                 data = await got.aread()
-        except httpx.HTTPError:
-            pass
+        except httpx.HTTPError as error:
+            problem = repr(error)
         text = _text(data) if status == 200 else ""
         fine = status == 200 and data.rstrip().endswith(b"data: [DONE]")
-        found.append(Asked(session, place % REQUESTS_A_SESSION == 0, question, release, text, fine, begun, headers_at))
+        if not fine:
+            problem = f"{problem} status {status}, {time.monotonic() - begun:.2f} s, ends with {data[-200:]!r}".strip()
+        found.append(
+            Asked(session, place % REQUESTS_A_SESSION == 0, question, release, text, fine, begun, headers_at, problem)
+        )
     raise AssertionError("unreachable")
 
 
