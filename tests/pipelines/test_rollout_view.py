@@ -41,7 +41,7 @@ def test_who_answers_whom_where_it_stands_and_what_is_missing() -> None:
         ["stable", STABLE.served_name, "70%"],
         ["canary", CANARY.served_name, "30%"],
     ]
-    assert "10% ✓ → [30%] → 50%" in text
+    assert "20% ✓ → [35%] → 50%" in text
     # 7 of the canary by now, 4 of them before this step; the step needs 8.
     assert "3 requests in this step, at least 8" in text
     assert "ended in 2 min if still undecided" in text
