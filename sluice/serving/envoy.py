@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.services import HealthCheck, ServiceSpec
+from sluice.provenance.canonical import digest_json
 from sluice.serving.durable import replace_file
 from sluice.serving.envoy_admin import EnvoyAdmin
 from sluice.serving.envoy_clusters import clusters
@@ -96,6 +97,8 @@ def gateway_service(settings: GatewaySettings, envoy: str, *, depends_on: tuple[
     return ServiceSpec(
         name="gateway",
         command=command,
+        # Envoy reads its bootstrap once: a changed one (another release of Sluice, a setting) starts it anew.
+        environment={"SLUICE_GATEWAY_BOOTSTRAP": digest_json(bootstrap(settings))},
         health=HealthCheck.http(f"{settings.admin_url}/ready"),
         ready_timeout_s=30.0,
         stop_wait_s=5,

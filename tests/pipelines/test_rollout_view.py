@@ -44,7 +44,7 @@ def test_who_answers_whom_where_it_stands_and_what_is_missing() -> None:
     assert "20% ✓ → [35%] → 50%" in text
     # 7 of the canary by now, 4 of them before this step; the step needs 8.
     assert "3 requests in this step, at least 8" in text
-    assert "ended in 2 min if still undecided" in text
+    assert "ended in 4 min if still undecided" in text
     assert "5 more requests of the canary (7 of 12 in this step)." in text
     assert "(ann)" in text
 

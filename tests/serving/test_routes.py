@@ -124,6 +124,12 @@ def test_the_gateway_listens_on_the_loopback_address_only(tmp_path: Path) -> Non
     assert "--disable-hot-restart" in command
 
 
+def test_a_changed_bootstrap_is_another_part_so_that_the_gateway_starts_anew(tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    assert gateway_service(made, "envoy") == gateway_service(made, "envoy")
+    assert gateway_service(replace(made, max_body_bytes=5), "envoy") != gateway_service(made, "envoy")
+
+
 def test_without_routes_and_with_damaged_ones_the_router_says_so(tmp_path: Path) -> None:
     router = EnvoyRouter(settings(tmp_path))
     with pytest.raises(UnavailableError, match="no routes yet"):
