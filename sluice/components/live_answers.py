@@ -60,7 +60,6 @@ class LiveAnswers:
         self._end = threading.Event()
         self._reader: threading.Thread | None = None
         self._samples: list[Sample] = []
-        self._given = 0.0
         self._read: set[str] = set()
         self._scored: set[str] = set()
         self._told: float | None = None
@@ -80,10 +79,10 @@ class LiveAnswers:
                     target=self._follow, args=((canary, stable), since), name="live-answers", daemon=True
                 )
                 self._reader.start()
-            # What arrived late became known when it arrived: handed out once, in the first window after that.
-            due = [sample for sample in self._samples if sample.known < until]
-            self._samples = [sample for sample in self._samples if sample.known >= until]
-            self._given = max(self._given, until)
+            # What arrived late became known when it arrived: each is handed out once, in the first window after that,
+            # whatever the clocks of the store and of this machine say.
+            due = [replace(one, known=min(max(one.known, since), until)) for one in self._samples]
+            self._samples = []
             age = time.monotonic() - (self._begun if self._told is None else self._told)
             cause = self._cause
         missing = {}
@@ -115,9 +114,7 @@ class LiveAnswers:
         for release in releases:
             for record in self._store.answers_of(release, int(since * 1000), known=self._read):
                 with self._lock:
-                    self._samples += [
-                        replace(sample, known=max(sample.known, self._given)) for sample in self._new(record)
-                    ]
+                    self._samples += self._new(record)
 
     def _new(self, record: TraceRecord) -> Iterator[Sample]:
         if record.finished and record.id not in self._read:

@@ -6,21 +6,26 @@ shared server stays for evaluation and judges, which load what has no users yet.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from collections.abc import Collection
 
 import psutil
 
 from sluice.components.champion import base_digest, current_champion
 from sluice.components.merge import merge_release
-from sluice.components.served import release_name, router, server_book, server_url, target
+from sluice.components.served import (
+    adapter_shelf,
+    local_router,
+    release_name,
+    server_book,
+    server_url,
+    target,
+)
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, UnavailableError
 from sluice.infra.ports import PortBook
 from sluice.infra.processes import ServiceSpec, Supervisor
 from sluice.infra.progress import Report, no_report
 from sluice.provenance.canonical import short
-from sluice.provenance.releases import read_state
-from sluice.provenance.times import parse_time
 from sluice.serving.routes import Target
 from sluice.serving.servers import is_release_server, memory_needed, part_name, release_service, require_memory
 from sluice.serving.vllm import VllmClient, VllmSettings
@@ -62,9 +67,11 @@ def retire_server(
     seconds: it serves on then.
     """
     settings = workspace.settings
-    if release not in server_book(settings).read():
+    book = server_book(settings)
+    model = book.read().get(release)
+    if model is None:
         return
-    routes = router(settings)
+    routes = local_router(settings)
     if release in {one.release for one in routes.state().targets()}:
         raise ConflictError(f"The release {short(release)} still has a route: its server is not stopped.")
     routes.wait_idle(release, timeout_s=timeout_s)
@@ -72,59 +79,51 @@ def retire_server(
         # The gateway drops a cluster without a route, and its count with it; and not everybody comes through it.
         if client.healthy():
             client.wait_idle(timeout_s=timeout_s)
-    server_book(settings).forget(release)
+    book.forget(release)
     # A rollback that comes from now on finds its adapter at the shared server.
-    routes.relocate(lambda one: target(settings, one))
+    state = routes.relocate(lambda one: target(settings, one))
+    if release in {one.release for one in state.targets()}:
+        book.remember(release, model)
+        routes.relocate(lambda one: target(settings, one))
+        raise ConflictError(f"The release {short(release)} got a route again just now: its server is not stopped.")
+    adapter_shelf(settings).drop(release_name(settings, release))
     _stop(workspace, Supervisor(settings.home), release, report)
 
 
-def server_parts(workspace: Workspace, report: Report = no_report) -> list[ServiceSpec]:
+def server_parts(workspace: Workspace, held: Collection[str], report: Report = no_report) -> list[ServiceSpec]:
     """The servers that `sluice up` brings up. Call it while the supervisor is held, with the object store up.
 
-    In mode `merged` those of every release that users or a rollback may reach. In mode `adapters` those that still
-    have users, until their adapters answer for them (`give_up_servers`).
+    `held`: served names that somebody needs (`retiring.holders`). What has a server, and is needed or has users, gets
+    it back; in mode `merged` every release that users reach gets one. In mode `adapters` the last of them go when their
+    adapters answer (`give_up_servers`).
     """
     settings = workspace.settings
-    known = server_book(settings).read()
-    wanted = _reachable(workspace)
-    if settings.serving.mode == "adapters":
-        wanted &= known.keys()
-    else:
-        # What was rolled forward from before the servers: its adapter is on the shelf, and a rollback finds it there.
-        wanted = {one for one in wanted if one in known or one in _routed(workspace)}
+    known, routed = server_book(settings).read(), _routed(workspace)
+    wanted = {one for one in known if one in routed or release_name(settings, one) in held}
+    if settings.serving.mode == "merged":
+        wanted |= routed
     models = {release: _model(workspace, release, report) for release in sorted(wanted)}
     return _specs(workspace, Supervisor(settings.home), models)
 
 
-def retire_servers(
-    workspace: Workspace, window_s: float, report: Report = no_report, *, strangers: bool = False
-) -> list[str]:
-    """Stop the servers of releases that failed, and of champions before once `window_s` seconds have passed since: no
-    user and no rollback reaches them. A sentence for each that could not be stopped.
-
-    `strangers`: also servers of releases that never got as far. Only when nobody is bringing one up.
-    """
+def stop_strangers(workspace: Workspace, report: Report = no_report) -> None:
+    """Stop servers that are not in the book: their releases are reached elsewhere, or were being retired when somebody
+    was killed."""
     settings = workspace.settings
     supervisor = Supervisor(settings.home)
+
+    def strangers() -> list[str]:
+        own = {part_name(release) for release in server_book(settings).read()}
+        names = (spec.name for spec in supervisor.roster.read())
+        return [name for name in names if is_release_server(name) and name not in own]
+
+    if not strangers():
+        return
     with supervisor.exclusive(report):
-        known = server_book(settings).read()
-        own = {part_name(release) for release in known}
-        strange = [
-            name for spec in supervisor.roster.read() if is_release_server(name := spec.name) and name not in own
-        ]
-        if strange:
+        # Again: one that is being brought up stands in the book before it is a part.
+        if strange := strangers():
             supervisor.remove(strange, report)
             PortBook(settings.home, {}).forget(strange)
-    state = read_state(workspace.ledger)
-    over = {one.release for one in state.reigns()} | {one for one in known if state.failed(one)}
-    left = []
-    for release in known.keys() - _reachable(workspace, window_s):
-        if strangers or release in over:
-            try:
-                retire_server(workspace, release, report)
-            except (UnavailableError, ConflictError) as error:
-                left.append(f"The server of {short(release)} still runs: {error.message}")
-    return left
 
 
 def give_up_servers(workspace: Workspace) -> None:
@@ -136,24 +135,10 @@ def give_up_servers(workspace: Workspace) -> None:
 
 def _routed(workspace: Workspace) -> set[str]:
     try:
-        routed = {one.release for one in router(workspace.settings).state().targets()}
+        routed = {one.release for one in local_router(workspace.settings).state().targets()}
     except UnavailableError:
         routed = set()
     return routed | {current_champion(workspace)}
-
-
-def _reachable(workspace: Workspace, window_s: float | None = None) -> set[str]:
-    """Releases that users reach, or that a rollback leads to; with `window_s`, those of them that ended so long ago are
-    left out."""
-    routes = router(workspace.settings)
-    earlier = {one.release for one in routes.previous() if not routes.refusal(one.release)}
-    if window_s is not None:
-        now = datetime.now(UTC)
-        ended = {
-            one.release: parse_time(one.until, "until") for one in read_state(workspace.ledger).reigns() if one.until
-        }
-        earlier = {one for one in earlier if one in ended and (now - ended[one]).total_seconds() <= window_s}
-    return _routed(workspace) | earlier
 
 
 def _model(workspace: Workspace, release: str, report: Report) -> str:

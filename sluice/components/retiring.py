@@ -2,16 +2,18 @@
 
 Needed are what the gateway routes to, the ledger's champion, what is kept (the champion before for the rollback
 window, a release between its probes and its first users), and what an evaluation asks at the moment. Everything else is
-retired: its weight is 0, its last answers are written, it is unloaded on every server, and the shelf forgets it.
+retired: its weight is 0, its last answers are written, it is unloaded on every server, and the shelf forgets it; or its
+server, where it has one of its own, is stopped.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from sluice.components.served import adapter_shelf, ensure_loaded, release_name, router, servers
+from sluice.components.release_servers import retire_server, stop_strangers
+from sluice.components.served import adapter_shelf, ensure_loaded, release_name, router, server_book, servers
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, SluiceError, UnavailableError
 from sluice.provenance.canonical import short
@@ -29,8 +31,9 @@ _IDLE_S = 60.0
 
 def holders(workspace: Workspace) -> dict[str, str]:
     """Who holds an adapter, in words, by its served name: who needs it, or an evaluation that asks it now."""
-    shelf, found = adapter_shelf(workspace.settings), needed(workspace)
-    for name in shelf.names():
+    settings = workspace.settings
+    shelf, found = adapter_shelf(settings), needed(workspace)
+    for name in {*shelf.names(), *(release_name(settings, one) for one in server_book(settings).read())}:
         with shelf.unused(name) as free:
             if not free:
                 found[name] = ", ".join(filter(None, (found.get(name), "asked by an evaluation")))
@@ -47,14 +50,17 @@ def needed(workspace: Workspace) -> dict[str, str]:
     def note(name: str, words: str) -> None:
         found.setdefault(name, []).append(words)
 
-    note(state.stable.served_name, f"stable, {state.share(state.stable.release)}% of the users")
-    if state.canary is not None:
+    if not state.stable.dedicated:
+        note(state.stable.served_name, f"stable, {state.share(state.stable.release)}% of the users")
+    if state.canary is not None and not state.canary.dedicated:
         note(state.canary.served_name, f"canary, {state.weight}% of the users")
     champion = read_state(workspace.ledger).champion()
     if champion is not None and champion != state.stable.release:
         note(release_name(settings, champion), "champion by the ledger")
+    gone = {name for name, release in _releases(workspace).items() if routes.refusal(release)}
     for name, (until, why) in shelf.kept().items():
-        if until > now:
+        # What was rolled back has no way back to any user, whatever it was kept for.
+        if until > now and name not in gone:
             note(name, f"{why} until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%M} UTC")
     return {name: ", ".join(words) for name, words in found.items()}
 
@@ -109,23 +115,32 @@ def make_room(workspace: Workspace, release: str, clients: Sequence[VllmClient])
     return tuple(checks)
 
 
+def hand_over(workspace: Workspace, *, to: str, previous: str, window_s: float) -> None:
+    """The adapter `to` is about to be promoted: routes lead to it by now, and `previous` is kept for a rollback."""
+    keep_for_rollback(workspace, previous, window_s)
+    adapter_shelf(workspace.settings).drop(release_name(workspace.settings, to))
+
+
 def keep_for_rollback(workspace: Workspace, release: str, window_s: float) -> None:
     """Keep the champion before loaded for so many seconds, so that going back to it takes one change of the routes.
     To be said before the promotion: killed between the two, nobody takes it away."""
-    shelf, name = adapter_shelf(workspace.settings), release_name(workspace.settings, release)
-    if name in shelf.names():
+    settings = workspace.settings
+    shelf, name = adapter_shelf(settings), release_name(settings, release)
+    if name in shelf.names() or release in server_book(settings).read():
         shelf.keep(name, time.time() + window_s, "champion before, for a rollback")
 
 
 def keep_for_release(workspace: Workspace, release: str) -> None:
     """Keep a release that passed its probes loaded until its rollout begins."""
-    name = release_name(workspace.settings, release)
-    adapter_shelf(workspace.settings).keep(name, time.time() + RELEASING_S, "about to be rolled out")
+    settings = workspace.settings
+    shelf, name = adapter_shelf(settings), release_name(settings, release)
+    if name in shelf.names() or release in server_book(settings).read():
+        shelf.keep(name, time.time() + RELEASING_S, "about to be rolled out")
 
 
 def retire(workspace: Workspace, release: str, *, timeout_s: float = _IDLE_S) -> tuple[str, ...]:
-    """Wait for a release's last answers, unload it on every server, and forget it. Sentences about servers that did not
-    answer: they come back without it.
+    """Wait for a release's last answers, unload it on every server or stop its own, and forget it. Sentences about
+    servers that did not answer: they come back without it.
 
     Raises `ConflictError` while a route leads to it or an evaluation asks it, `UnavailableError` when its last requests
     are not over after `timeout_s` seconds, or the gateway does not tell.
@@ -138,12 +153,15 @@ def retire(workspace: Workspace, release: str, *, timeout_s: float = _IDLE_S) ->
             f"Release {short(release)} is not retired: it has {state.share(release)}% of the users.",
             hint="`sluice rollback` takes a canary off the routes; a stable release leaves when another is promoted.",
         )
+    if release in server_book(settings).read():
+        retire_server(workspace, release, timeout_s=timeout_s)
     routes.wait_idle(release, timeout_s=timeout_s)
     return _unload(workspace, name)
 
 
 def retire_due(workspace: Workspace) -> tuple[str, ...]:
-    """Retire every adapter that nobody needs; a sentence for each, also for one that cannot go yet.
+    """Retire every adapter and every release's server that nobody needs; a sentence for each, also for one that cannot
+    go yet.
 
     Called by `sluice up`, by the end of a release, and when a slot is needed. Raises `UnavailableError` without routes
     or ledger: then nobody knows what is needed.
@@ -151,9 +169,10 @@ def retire_due(workspace: Workspace) -> tuple[str, ...]:
     settings = workspace.settings
     shelf = adapter_shelf(settings)
     _keep_latest_champion(workspace)
+    stop_strangers(workspace)
     held = holders(workspace)
     known = _releases(workspace)
-    told = []
+    told = [told for release in server_book(settings).read() if (told := _retire_server(workspace, release, held))]
     for name in _loaded_names(workspace):
         if name in held:
             continue
@@ -165,6 +184,21 @@ def retire_due(workspace: Workspace) -> tuple[str, ...]:
         except (ConflictError, UnavailableError) as error:
             told.append(f"{name} stays loaded for now: {error.message}")
     return tuple(told)
+
+
+def _retire_server(workspace: Workspace, release: str, held: Mapping[str, str]) -> str:
+    """What became of a server that nobody needs, or nothing."""
+    settings = workspace.settings
+    name = release_name(settings, release)
+    with adapter_shelf(settings).unused(name) as free:
+        routed = {one.release for one in router(settings).state().targets()}
+        if not free or release in routed or name in held or name in needed(workspace):
+            return ""
+        try:
+            retire_server(workspace, release, timeout_s=_IDLE_S)
+        except (ConflictError, UnavailableError) as error:
+            return f"The server of {name} runs on for now: {error.message}"
+        return f"The server of {name} was stopped."
 
 
 def bring_back(workspace: Workspace) -> None:
@@ -227,17 +261,16 @@ def _releases(workspace: Workspace) -> dict[str, str]:
 
 
 def _champions_before(workspace: Workspace) -> list[str]:
-    """Releases that users may go back to and that a server holds among others, latest last."""
+    """Releases that users may go back to, latest last."""
     routes = router(workspace.settings)
-    return [one.release for one in routes.previous() if not one.dedicated and not routes.refusal(one.release)]
+    return [one.release for one in routes.previous() if not routes.refusal(one.release)]
 
 
 def _keep_latest_champion(workspace: Workspace) -> None:
     """The champion before has an end of its rollback window, also where the promotion was killed before it said so."""
     shelf = adapter_shelf(workspace.settings)
     for release in _champions_before(workspace)[-1:]:
-        name = release_name(workspace.settings, release)
-        if name in shelf.names() and name not in shelf.kept():
+        if release_name(workspace.settings, release) not in shelf.kept():
             keep_for_rollback(workspace, release, default_policy().rollback_window_s)
 
 
@@ -245,8 +278,9 @@ def _spare_champions(workspace: Workspace) -> list[str]:
     """Earlier champions that are loaded still and that the next rollback would not go to, oldest first."""
     shelf, state = adapter_shelf(workspace.settings), router(workspace.settings).state()
     routed = {one.release for one in state.targets()}
+    own = server_book(workspace.settings).read()
     return [
         release
         for release in _champions_before(workspace)[:-1]
-        if release not in routed and release_name(workspace.settings, release) in shelf.names()
+        if release not in {*routed, *own} and release_name(workspace.settings, release) in shelf.names()
     ]

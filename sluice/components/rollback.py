@@ -6,13 +6,17 @@ from typing import Any
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.retiring import bring_back
-from sluice.components.served import router
+from sluice.components.served import GatewayRouter, router
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, SluiceError, UnavailableError
 from sluice.infra.settings import Settings
 from sluice.provenance.releases import record_failure, record_rollback
+from sluice.serving.errand import Errand
+from sluice.serving.routes import RouteState
 
 ACTOR = "rollback"
+_CONFIRM_S = 1.0
+_LEDGER_S = 15.0
 
 
 def roll_back(settings: Settings, reason: str, *, promoted_too: bool, actor: str = ACTOR) -> dict[str, Any]:
@@ -38,20 +42,41 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool, actor: str
         if after == before:
             raise
         notes.append(f"The gateway has not confirmed yet: {error.message} `sluice up` makes it follow.")
-    try:
+    else:
+        notes += _seen(routes, after)
+
+    def tell() -> list[str]:
         workspace = Workspace(settings)
         tell_ledger(workspace, gone=gone.release, now=after.stable.release, reason=reason, actor=actor)
-        notes += follow_ledger(workspace)
+        return follow_ledger(workspace)
+
+    told = Errand(tell)
+    try:
+        if told.done(within_s=_LEDGER_S):
+            notes += told.result()
+        else:
+            notes.append(f"The ledger has not answered for {_LEDGER_S:g} s. `sluice up` tells it when it does.")
     except SluiceError as error:
         notes.append(f"The ledger was not told: {error} `sluice up` tells it when it answers.")
     return {"now": after.stable.served_name, "was": gone.served_name, "notes": notes}
 
 
-def tell_ledger(workspace: Workspace, *, gone: str, now: str, reason: str, actor: str = ACTOR) -> None:
-    """Record what the gateway did already: users went from `gone` to `now`, and `gone` may not rise again."""
+def _seen(routes: GatewayRouter, after: RouteState) -> list[str]:
+    """What requests show of the change, in the moment after it."""
+    try:
+        return [routes.confirm_traffic(after, within_s=_CONFIRM_S)]
+    except UnavailableError as error:
+        return [f"Not seen in the traffic yet: {error.message}"]
+
+
+def tell_ledger(
+    workspace: Workspace, *, gone: str, now: str, reason: str, actor: str = ACTOR, analysis: str | None = None
+) -> None:
+    """Record what the gateway did already: users went from `gone` to `now`, and `gone` may not rise again. `analysis`
+    is the digest of what convicted it."""
     try:
         record_rollback(workspace.ledger, release=gone, to=now, reason=reason, actor=actor)
     except ConflictError:
         # The ledger's champion is another one by now, or was told before. That this release failed holds anyway.
         pass
-    record_failure(workspace.ledger, release=gone, reason=reason, actor=actor)
+    record_failure(workspace.ledger, release=gone, reason=reason, actor=actor, analysis=analysis)

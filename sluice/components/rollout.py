@@ -1,39 +1,62 @@
-"""A rollout wired to this installation: the gateway, its log, the users' feedback, the ledger."""
+"""A rollout wired to this installation: the gateway, its log, the traces, the ledger, and who wants to know."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sluice.components.aliases import follow_ledger
 from sluice.components.bring_up import kept_probes
-from sluice.components.served import gateway_settings, release_name, router, server_url, target
+from sluice.components.cluster_routes import cluster_lease
+from sluice.components.live_answers import LiveAnswers, Prices
+from sluice.components.rollback import tell_ledger
+from sluice.components.rollout_facts import open_events, store_of
+from sluice.components.served import gateway_settings, local_router, release_name, router, server_url, target
 from sluice.components.workspace import Workspace
+from sluice.curation.trace_store import open_trace_store
+from sluice.infra.errors import ConflictError
 from sluice.infra.progress import Report, no_report
+from sluice.infra.settings import Settings
 from sluice.provenance.canonical import canonical_json
-from sluice.provenance.releases import authorize, record_failure, record_rollback, record_rollout_step
+from sluice.provenance.releases import authorize, record_rollback, record_rollout_step
 from sluice.serving.access_log import AccessLog
 from sluice.serving.analysis import AnalysisResult, Verdict
-from sluice.serving.gateway_samples import GatewaySamples
+from sluice.serving.control import Order
+from sluice.serving.controller_lease import ControllerLease, FileLease
+from sluice.serving.errand import Errand
+from sluice.serving.gateway_samples import GatewaySamples, ShadowSamples
 from sluice.serving.policy import RolloutPolicy, default_policy, load_policy
 from sluice.serving.probes import ProbeReport, probe_gateway
+from sluice.serving.retreat import CONFIRM_S
 from sluice.serving.rollout import Rollout
-from sluice.serving.rollout_state import FileRolloutStore
+from sluice.serving.rollout_store import FileRolloutStore
+from sluice.serving.sources import BothSources
 from sluice.serving.vllm import VllmClient
 
 ACTOR = "release"
 
 
 class LedgerRecorder:
-    """Writes a rollout's facts into the ledger; an analysis is an artifact, so that anybody can look at it again."""
+    """`Recorder` over the ledger; an analysis is an artifact, so that anybody can look at it again.
+
+    Called from threads that nobody waits for: what it writes once is written already when it is called again.
+    """
 
     def __init__(self, workspace: Workspace, *, allow_override: bool) -> None:
         self._workspace = workspace
         self._allow_override = allow_override
-        self._shown = False
+        self._shown: Errand[list[str]] | None = None
 
-    def step(self, release: str, step: int, weight: int, verdict: Verdict, analysis: AnalysisResult | None) -> None:
-        """A step began (`pending` in the ledger) or ended."""
+    def step(
+        self,
+        release: str,
+        step: int,
+        weight: int,
+        verdict: Verdict,
+        analysis: AnalysisResult | None,
+        ordered: Order | None = None,
+    ) -> None:
         record_rollout_step(
             self._workspace.ledger,
             release=release,
@@ -42,37 +65,29 @@ class LedgerRecorder:
             verdict=verdict if analysis is not None else "pending",
             analysis=self._keep(analysis),
             actor=ACTOR,
+            ordered_by=ordered.actor if ordered else "",
+            reason=ordered.reason if ordered else "",
             allow_override=self._allow_override,
         )
-        if not self._shown:
-            # Its first users: MLflow shows it as the challenger. Once a process, not at every step.
-            self._shown = True
-            follow_ledger(self._workspace)
+        if self._shown is None:
+            # Its first users: MLflow shows it as the challenger, when it answers; no step waits for that.
+            self._shown = Errand(lambda: follow_ledger(self._workspace))
 
     def failure(self, release: str, stable: str, reason: str, analysis: AnalysisResult | None) -> None:
-        """The release failed and everybody is back on stable."""
-        record_failure(self._workspace.ledger, release=release, reason=reason, actor=ACTOR)
-        record_rollback(self._workspace.ledger, release=release, to=stable, reason=reason, actor=ACTOR)
+        tell_ledger(
+            self._workspace, gone=release, now=stable, reason=reason, actor=ACTOR, analysis=self._keep(analysis)
+        )
+
+    def withdrawal(self, release: str, stable: str, reason: str) -> None:
+        # Where the ledger's champion is another one by now, the release has lost its leave by that alone.
+        with suppress(ConflictError):
+            record_rollback(self._workspace.ledger, release=release, to=stable, reason=reason, actor=ACTOR)
 
     def _keep(self, analysis: AnalysisResult | None) -> str | None:
         if analysis is None:
             return None
         files = {"analysis.json": canonical_json(analysis.to_json())}
         return self._workspace.artifacts.put_files(files, "analysis").digest
-
-
-class TraceFeedback:
-    """Thumbs on a release's answers, from the trace store."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        from sluice.curation.trace_store import open_trace_store
-
-        self._store = open_trace_store(workspace.settings)
-
-    def counts(self, release: str, since: float, until: float) -> tuple[int, int]:
-        """(up, down) on answers given in [since, until), epoch seconds."""
-        found = self._store.feedback_counts(release, int(since * 1000), int(until * 1000))
-        return found.up, found.down
 
 
 def find_policy(name: str) -> RolloutPolicy:
@@ -82,27 +97,49 @@ def find_policy(name: str) -> RolloutPolicy:
 
 def rollout_store(workspace: Workspace) -> FileRolloutStore:
     """Where this installation keeps the state of its rollouts."""
-    return FileRolloutStore(workspace.settings.home / "rollouts")
+    return store_of(workspace.settings)
 
 
+@contextmanager
 def open_rollout(
     workspace: Workspace, release: str, *, policy: str, allow_override: bool, report: Report = no_report
-) -> Rollout:
-    """The rollout of `release`; `run` starts it or goes on with it."""
+) -> Iterator[Rollout]:
+    """The rollout of `release`; `run` starts it or goes on with it. What it reads and tells is closed afterwards."""
     settings = workspace.settings
     chosen = find_policy(policy)
     override = allow_override and settings.release.allow_override
-    return Rollout(
+    envoy = local_router(settings)
+    log = AccessLog(gateway_settings(settings).access_log)
+    prices = Prices(settings.serving.input_price, settings.serving.output_price)
+    answers = LiveAnswers(open_trace_store(settings), judge=settings.traces.judge_score, prices=prices)
+    events = open_events(settings)
+    rollout = Rollout(
         target(settings, release),
         policy=chosen,
         router=router(settings),
         store=rollout_store(workspace),
-        source=GatewaySamples(AccessLog(gateway_settings(settings).access_log), router(settings)),
+        lease=_lease(settings, f"the rollout of {release_name(settings, release)}"),
+        source=BothSources(GatewaySamples(log, envoy), answers),
+        shadow=ShadowSamples(log, envoy),
         recorder=LedgerRecorder(workspace, allow_override=override),
         authorize=lambda: _authorize(workspace, release, override),
         probe=_gateway_probe(workspace, release, chosen),
+        confirm=lambda routes: envoy.confirm_traffic(routes, within_s=CONFIRM_S),
+        sinks=(events,) if events else (),
         report=report,
     )
+    try:
+        yield rollout
+    finally:
+        answers.close()
+        if events:
+            events.close()
+
+
+def _lease(settings: Settings, holder: str) -> ControllerLease:
+    if settings.profile == "local":
+        return FileLease(settings.home / "rollouts", holder)
+    return cluster_lease(settings, holder)
 
 
 def _authorize(workspace: Workspace, release: str, allow_override: bool) -> None:

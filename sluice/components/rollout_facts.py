@@ -7,13 +7,17 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sluice.components.served import adapter_shelf, router
-from sluice.infra.errors import InputError, SluiceError
+from sluice.components.retiring import slots
+from sluice.components.served import router
+from sluice.components.workspace import Workspace
+from sluice.infra.errors import InputError, SluiceError, UnavailableError
 from sluice.provenance.canonical import hex_of
 from sluice.serving.durable import replace_file
+from sluice.serving.errand import Errand
 from sluice.serving.event_delivery import Webhook, WebhookEvents, read_delivery
 from sluice.serving.policy import RolloutPolicy, parse_policy
 from sluice.serving.rollout_facts import LeaseFacts, RolloutFacts
@@ -25,13 +29,17 @@ if TYPE_CHECKING:
     from sluice.infra.settings import Settings
 
 
+_SLOTS_S = 3.0
+
+
 def store_of(settings: Settings) -> FileRolloutStore:
     """Where this installation keeps its rollouts."""
     return FileRolloutStore(settings.home / "rollouts")
 
 
-def gather(settings: Settings, release: str = "") -> RolloutFacts:
-    """All facts about the rollout of `release`, or of the one under way, or the latest.
+def gather(settings: Settings, release: str = "", *, servers: bool = False) -> RolloutFacts:
+    """All facts about the rollout of `release`, or of the one under way, or the latest. With `servers`, those
+    and the ledger are asked which adapters they hold, for a few seconds at most.
 
     A gateway that does not answer is a fact too. Raises `IntegrityError` for a damaged store.
     """
@@ -52,7 +60,7 @@ def gather(settings: Settings, release: str = "") -> RolloutFacts:
         gateway=trouble,
         drift=drift,
         active=active,
-        slots=_slots(settings),
+        slots=_slots(settings) if servers else (),
         lease=_lease(folder),
         cool_down=store.cool_down(),
         analysed=_written(folder, chosen) if chosen and chosen.analysis else None,
@@ -62,8 +70,10 @@ def gather(settings: Settings, release: str = "") -> RolloutFacts:
 
 
 def keep_policy(settings: Settings, release: str, policy: RolloutPolicy) -> None:
-    """Note by which policy a rollout runs, for those who watch it: the file it came from may change meanwhile."""
-    replace_file(_policy(settings, release), policy.model_dump_json(indent=1))
+    """Note by which policy a rollout runs, for those who watch it: the file it came from may change meanwhile. Where
+    nothing can be written, nobody's users wait for it."""
+    with suppress(UnavailableError):
+        replace_file(_policy(settings, release), policy.model_dump_json(indent=1))
 
 
 def read_policy(settings: Settings, release: str) -> RolloutPolicy | None:
@@ -118,9 +128,15 @@ def _gateway(settings: Settings) -> tuple[RouteState | None, tuple[str, ...], di
     return routes, drift, active, ""
 
 
-def _slots(settings: Settings) -> tuple[int, int] | None:
-    names = list(adapter_shelf(settings).names())
-    return len(names), settings.serving.max_loras
+def _slots(settings: Settings) -> tuple[str, ...]:
+    """Who holds which adapter on each server. A server that hangs is left to hang."""
+    asked = Errand(lambda: slots(Workspace(settings)))
+    if not asked.done(within_s=_SLOTS_S):
+        return (f"The servers do not say within {_SLOTS_S:g} s which adapters they hold.",)
+    try:
+        return tuple(one.sentence for one in asked.result())
+    except SluiceError as error:
+        return (f"Which adapters the servers hold is not known: {error.message}",)
 
 
 def _lease(folder: Path) -> LeaseFacts:

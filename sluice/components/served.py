@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
+from sluice.components.cluster_routes import cluster_router
 from sluice.components.verification import require_base, verify_release
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import InputError, IntegrityError, UnavailableError
@@ -16,7 +17,7 @@ from sluice.serving.adapters import AdapterShelf, load_adapter, unload_adapter
 from sluice.serving.envoy import GatewaySettings
 from sluice.serving.envoy_routes import Timeouts
 from sluice.serving.router import EnvoyRouter
-from sluice.serving.routes import Target
+from sluice.serving.routes import Role, Router, RouteState, Target
 from sluice.serving.servers import ServerBook, part_name
 from sluice.serving.vllm import VllmClient, served_name
 
@@ -39,6 +40,17 @@ def server_urls(settings: Settings) -> tuple[str, ...]:
 def servers(settings: Settings, *, timeout_s: float = 60.0) -> tuple[VllmClient, ...]:
     """A client for each vLLM server."""
     return tuple(VllmClient(url, timeout_s=timeout_s) for url in server_urls(settings))
+
+
+def answering_servers(settings: Settings) -> tuple[VllmClient, ...]:
+    """Those that answer now. Raises `UnavailableError` when none does."""
+    found = tuple(client for client in servers(settings) if client.healthy())
+    if not found:
+        raise UnavailableError(
+            f"No vLLM server answers ({', '.join(server_urls(settings))}).",
+            hint="`sluice status` tells, `sluice up` mends.",
+        )
+    return found
 
 
 def adapter_shelf(settings: Settings) -> AdapterShelf:
@@ -67,7 +79,26 @@ def gateway_settings(settings: Settings) -> GatewaySettings:
     )
 
 
-def router(settings: Settings) -> EnvoyRouter:
+class GatewayRouter(Router, Protocol):
+    """What every router can besides: begin, be made to choose a release, and tell what requests show of a change."""
+
+    def seed(self, stable: Target) -> RouteState:
+        """Routes for a gateway that has none: everybody to `stable`. Routes decided before are kept as they are."""
+
+    def probe_headers(self, role: Role) -> dict[str, str]:
+        """Request headers by which a probe reaches this role. Raises `InputError` where headers cannot do that."""
+
+    def confirm_traffic(self, state: RouteState, *, within_s: float) -> str:
+        """What requests show of `state` within so many seconds, in a sentence. Raises `UnavailableError` when they
+        still begin on a release without a share, or nobody can tell."""
+
+
+def router(settings: Settings) -> GatewayRouter:
+    """The router of the gateway that the profile names."""
+    return local_router(settings) if settings.profile == "local" else cluster_router(settings)
+
+
+def local_router(settings: Settings) -> EnvoyRouter:
     """The router of the local gateway."""
     return EnvoyRouter(gateway_settings(settings))
 

@@ -119,6 +119,23 @@ class ServingSettings(Section):
     output_price: float = Field(4.0, ge=0, description="price of a million tokens of answers, in the same currency")
 
 
+class ClusterSettings(Section):
+    """The gateway of the cluster profile (docs/kubernetes-routing.md)."""
+
+    router: Literal["http-route", "model-rewrite"] = Field(
+        "http-route", description="what sends requests to releases: HTTPRoutes (Kgateway) or llm-d's model rewrites"
+    )
+    namespace: str = Field("ml-serving", description="Kubernetes namespace of the servers and the routes")
+    gateway: str = Field("llm", description="http-route: name of the Gateway")
+    gateway_namespace: str = Field("", description="http-route: its namespace; empty: the same")
+    listener: str = Field("", description="http-route: its listener; empty: all")
+    hostname: str = Field("", description="host name that clients ask; empty: any")
+    gateway_service: str = Field("", description="http-route: name:port of the proxies' Service; needed to shadow")
+    pool: str = Field("llm", description="model-rewrite: name of the InferencePool")
+    proxies_url: str = Field("", description="http(s) address of the proxies themselves, to confirm changes by asking")
+    metrics_url: str = Field("", description="http(s) address of their Prometheus metrics, to count running requests")
+
+
 class JudgeSettings(Section):
     """The model that judges answers (docs/judge.md)."""
 
@@ -233,6 +250,7 @@ class Settings(BaseSettings):
     vectors: VectorSettings = VectorSettings()
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
+    cluster: ClusterSettings = ClusterSettings()
     judge: JudgeSettings = JudgeSettings()
     release: ReleasePolicy = ReleasePolicy()
     events: EventSettings = EventSettings()

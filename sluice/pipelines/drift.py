@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from sluice.components.adapter_drift import odd_adapters
 from sluice.components.aliases import candidate, challenger, follow_ledger
 from sluice.components.champion import base_digest
 from sluice.components.rollout_facts import store_of
@@ -48,6 +49,7 @@ def find_drift(settings: Settings) -> tuple[Difference, ...]:
         ledger = read_state(Workspace(settings).ledger)
     except SluiceError as error:
         return (*found, Difference("champion", f"The ledger does not say who should answer: {error.message}"))
+    found += [Difference("server", sentence) for sentence in odd_adapters(Workspace(settings))]
     found += _champion(settings, state, ledger)
     found += _aliases(settings, ledger)
     return tuple(found)

@@ -6,7 +6,7 @@ installation comes back after a crash of anything.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,16 @@ from typing import Any
 from sluice.components.aliases import follow_ledger
 from sluice.components.champion import current_champion, name_base
 from sluice.components.index_version import follow_live_index
-from sluice.components.release_servers import give_up_servers, retire_servers, server_parts
-from sluice.components.retiring import retire_due
+from sluice.components.release_servers import give_up_servers, server_parts
+from sluice.components.retiring import holders, retire_due
 from sluice.components.rollback import tell_ledger
 from sluice.components.served import (
     adapter_shelf,
+    answering_servers,
     ensure_loaded,
     gateway_settings,
+    local_router,
     release_name,
-    router,
-    servers,
     target,
 )
 from sluice.components.workspace import Workspace
@@ -34,7 +34,6 @@ from sluice.infra.processes import ServiceSpec, ServiceStatus, Supervisor
 from sluice.infra.program import program
 from sluice.infra.progress import Report, no_report
 from sluice.infra.settings import Settings, load_settings, write_endpoints
-from sluice.pipelines.runs import list_runs
 from sluice.provenance.canonical import canonical_json, short
 from sluice.provenance.code import code_digest
 from sluice.provenance.releases import promote, read_state, record_approval, record_decision
@@ -68,11 +67,11 @@ def bring_up(settings: Settings, report: Report = no_report) -> list[ServiceStat
         base = unpack_base(workspace, report)
         first_release(workspace, base)
         # Before the routes, which lead to them.
-        servers = server_parts(workspace, report)
+        own = server_parts(workspace, _held(workspace), report)
         serving = serving_parts(workspace, base, ports)
-        states = supervisor.up([*storage, *serving, *servers], report)
+        states = supervisor.up([*storage, *serving, *own], report)
     report(0, 0, "loading the champion")
-    serve_champion(workspace, base, report)
+    serve_champion(workspace, base)
     register_base(workspace, base, report)
     follow_ledger(workspace)
     follow_live_index(workspace)
@@ -166,26 +165,25 @@ def serving_parts(workspace: Workspace, base: str, ports: Mapping[str, int]) -> 
     )
     gateway = gateway_settings(settings)
     # Routes come before the gateway's start: it never answers with nothing behind it.
-    router(settings).seed(target(settings, current_champion(workspace)))
+    local_router(settings).seed(target(settings, current_champion(workspace)))
     prepare_gateway(gateway)
     return [vllm_service(vllm), gateway_service(gateway, program("envoy"))]
 
 
-def serve_champion(workspace: Workspace, base: str, report: Report = no_report) -> None:
+def serve_champion(workspace: Workspace, base: str) -> None:
     """Every release that the gateway routes to is served; the gateway's stable is the ledger's champion."""
-    from sluice.serving.policy import default_policy
     from sluice.serving.routes import RouteState
 
     settings = workspace.settings
-    clients = servers(settings)
-    routes = router(settings)
+    # A replica that is away is passed over: the gateway does not send users there, and drift tells of it.
+    clients = answering_servers(settings)
+    routes = local_router(settings)
     champion = current_champion(workspace)
     if settings.serving.mode == "adapters":
         dedicated = (one.release for one in routes.previous() if one.dedicated)
         for release in {champion, *(one.release for one in routes.state().targets()), *dedicated}:
             ensure_loaded(workspace, release, base, clients)
         give_up_servers(workspace)
-    retire_due(workspace)
     routes.reconcile()
     # A server's port may have changed while we were down, or the mode.
     state = routes.relocate(lambda release: target(settings, release))
@@ -199,9 +197,16 @@ def serve_champion(workspace: Workspace, base: str, report: Report = no_report) 
     if state.stable.release != champion and state.canary is None and not routes.refusal(champion):
         # The ledger was ahead of the gateway when something was killed: the promotion stands.
         routes.apply(RouteState(target(settings, champion)), expected=state)
-    # A run under way may be bringing a server up that has no route.
-    if not any(run.alive for run in list_runs(settings)):
-        retire_servers(workspace, default_policy().rollback_window_s, report, strangers=True)
+    # After the routes, which may have left a server just now.
+    retire_due(workspace)
+
+
+def _held(workspace: Workspace) -> Collection[str]:
+    """Served names that somebody needs; none before the first routes."""
+    try:
+        return holders(workspace)
+    except UnavailableError:
+        return ()
 
 
 def register_base(workspace: Workspace, base: str, report: Report = no_report) -> None:

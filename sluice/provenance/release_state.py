@@ -40,7 +40,8 @@ class Decision:
 
 @dataclass(frozen=True)
 class RolloutStep:
-    """One canary step: `weight` in percent of the traffic, and what the analysis said."""
+    """One canary step: `weight` in percent of the traffic, and what the analysis said. `ordered_by` is who had it pass
+    before the analysis did, with a `reason`; empty for nobody."""
 
     entry: LedgerEntry
     release: str
@@ -48,6 +49,8 @@ class RolloutStep:
     weight: float
     verdict: str
     analysis: str | None
+    ordered_by: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -240,9 +243,8 @@ class ReleaseState:
         for entry in self._about(release):
             if entry.kind == "rollout":
                 body = entry.body
-                steps.append(
-                    RolloutStep(entry, release, body["step"], body["weight"], body["verdict"], body["analysis"])
-                )
+                said = (body["step"], body["weight"], body["verdict"], body["analysis"])
+                steps.append(RolloutStep(entry, release, *said, body.get("ordered_by", ""), body.get("reason", "")))
             else:
                 steps = []
         return steps

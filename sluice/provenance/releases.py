@@ -171,6 +171,8 @@ def record_rollout_step(
     verdict: StepVerdict,
     analysis: str | None,
     actor: str,
+    ordered_by: str = "",
+    reason: str = "",
     now: datetime | None = None,
     allow_override: bool = False,
 ) -> LedgerEntry:
@@ -179,15 +181,23 @@ def record_rollout_step(
     Record it as `pending` before the gateway gets the weight, and again with the verdict after. A larger weight than
     the ledger gives the release so far needs its authorization, no failure, and a passed analysis of the step before:
     `inconclusive` and `pending` hold. Raises `GateRefused` otherwise. The verdict `fail` is a failure of the release.
+    A step may pass by order of a person (`ordered_by`, with a `reason`) while its analysis is inconclusive; what has
+    failed does not.
     """
     _require(verdict, get_args(StepVerdict), "verdict")
     require_digest(release, "release")
     if isinstance(weight, bool) or not math.isfinite(weight) or not 0 <= weight <= 100:
         raise InputError(f"weight = {weight!r} is not a percentage from 0 to 100.")
     body = {"release": release, "step": step, "weight": weight, "verdict": verdict, "analysis": analysis}
+    if ordered_by:
+        if verdict != "pass" or not reason.strip():
+            raise InputError(f"verdict = {verdict!r}, reason = {reason!r}: an order lets a step pass, and says why.")
+        body |= {"ordered_by": ordered_by, "reason": reason}
 
     def decide(entries: list[LedgerEntry]) -> Draft | LedgerEntry:
         state = ReleaseState(entries)
+        if ordered_by:
+            state.require_unfailed(release)
         if weight > state.weight(release):
             state.authorize(release, now or datetime.now(UTC), allow_override=allow_override)
             _require_passed(state, release, f"weight {weight}")
@@ -263,9 +273,13 @@ def record_rollback(ledger: Ledger, *, release: str, to: str, reason: str, actor
     return ledger.transact(actor, decide)
 
 
-def record_failure(ledger: Ledger, *, release: str, reason: str, actor: str) -> LedgerEntry:
-    """Record that a release failed. It never gets a larger weight again."""
+def record_failure(
+    ledger: Ledger, *, release: str, reason: str, actor: str, analysis: str | None = None
+) -> LedgerEntry:
+    """Record that a release failed. It never gets a larger weight again. `analysis` is the digest of the evidence."""
     body = {"release": require_digest(release, "release"), "reason": reason}
+    if analysis is not None:
+        body["analysis"] = require_digest(analysis, "analysis")
     return ledger.transact(actor, lambda entries: _unless_recorded(entries, "failure", body, release, actor))
 
 

@@ -25,6 +25,7 @@ MANAGED = {"app.kubernetes.io/managed-by": "sluice"}
 _KEPT = ("name", "labels", "resourceVersion", "ownerReferences", "finalizers")
 _WRITE_S = 30.0
 _POLL_S = 0.05
+_SETTLED_S = 1.0
 
 
 class ClusterRouter:
@@ -141,16 +142,23 @@ class ClusterRouter:
         return reason if reason is None else reason or "it was rolled back"
 
     def drift(self) -> tuple[str, ...]:
-        decision, live = self._current()
-        key = _probe_key(live)
-        found = list(self.differences(decision, live, key))
-        if not found:
+        # What was changed just now is given a moment to be followed.
+        until = time.monotonic() + _SETTLED_S
+        while True:
             try:
-                missing = self.confirmed(live, decision, key)
+                decision, live = self._current()
+                found = self.differences(decision, live, _probe_key(live))
+            except SluiceError as error:
+                return (str(error),)
+            if found:
+                return found
+            try:
+                missing = self.confirmed(live, decision, _probe_key(live))
             except UnavailableError as error:
                 missing = error.message
-            found = [missing] if missing else []
-        return tuple(found)
+            if not missing or time.monotonic() > until:
+                return (f"The gateway does not follow: {missing.rstrip('.')}.",) if missing else ()
+            time.sleep(_POLL_S)
 
     def reconcile(self) -> RouteState:
         self.prepare(self._current()[0].targets())
@@ -162,6 +170,13 @@ class ClusterRouter:
             if time.monotonic() >= until:
                 raise UnavailableError(f"{active} request(s) still run on {release} after {timeout_s:g} s.")
             time.sleep(min(0.5, timeout_s / 4))
+
+    def confirm_traffic(self, state: RouteState, *, within_s: float) -> str:
+        """Raises `UnavailableError`: what the proxies counted is not read here."""
+        raise UnavailableError(
+            "The proxies' figures are not read here, so nobody saw which release requests go to.",
+            hint="The change itself was confirmed by the proxies.",
+        )
 
     def probe_key(self) -> str:
         """What a probe must show to choose its release. Whoever may read the object knows it."""
@@ -274,7 +289,7 @@ class ClusterRouter:
             if time.monotonic() >= until:
                 raise UnavailableError(
                     f"The gateway did not confirm revision {current.revision} of its routes within "
-                    f"{self._confirm_s:g} s: {missing}",
+                    f"{self._confirm_s:g} s: {missing.rstrip('.')}.",
                     hint="Is the gateway's controller running? docs/kubernetes-routing.md tells how to look.",
                 )
             time.sleep(_POLL_S)

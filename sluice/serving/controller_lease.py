@@ -62,7 +62,7 @@ class FileLease:
                     lock = _try_lock(self._folder / "controller.lock")
                     if lock is not None:
                         return _FileHeld(self._folder / "controller.lock", lock, self._next_token())
-                    ahead = self._read("controller.json").get("holder", "another controller")
+                    ahead = self._holder_in("controller.json")
                 if ahead != told:
                     report(0, 0, f"waiting for {ahead}")
                     told = ahead
@@ -90,10 +90,13 @@ class FileLease:
                     return None
                 handle = _try_lock(ticket)
                 if handle is None:
-                    return str(self._read(f"queue/{ticket.name}").get("holder", "another controller"))
+                    return self._holder_in(f"queue/{ticket.name}")
                 ticket.unlink(missing_ok=True)
                 os.close(handle)
         return None
+
+    def _holder_in(self, name: str) -> str:
+        return str(self._read(name).get("holder", "another controller"))
 
     def _next_token(self) -> int:
         """Written before it is used: two holders never have the same."""

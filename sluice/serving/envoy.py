@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import json
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sluice.infra.errors import InputError
+from sluice.infra.errors import InputError, UnavailableError
 from sluice.infra.services import HealthCheck, ServiceSpec
+from sluice.provenance.canonical import digest_json
 from sluice.serving.durable import replace_file
+from sluice.serving.envoy_admin import EnvoyAdmin
 from sluice.serving.envoy_clusters import clusters
 from sluice.serving.envoy_listeners import bootstrap
 from sluice.serving.envoy_routes import ROUTE_CONFIG, Timeouts, routes
+from sluice.serving.log_rotation import rotate
 
 CONFIG_VERSION_STATS = ("cluster_manager.cds.version_text", f"http.{ROUTE_CONFIG}.rds.{ROUTE_CONFIG}.version_text")
 
@@ -93,6 +97,8 @@ def gateway_service(settings: GatewaySettings, envoy: str, *, depends_on: tuple[
     return ServiceSpec(
         name="gateway",
         command=command,
+        # Envoy reads its bootstrap once: a changed one (another release of Sluice, a setting) starts it anew.
+        environment={"SLUICE_GATEWAY_BOOTSTRAP": digest_json(bootstrap(settings))},
         health=HealthCheck.http(f"{settings.admin_url}/ready"),
         ready_timeout_s=30.0,
         stop_wait_s=5,
@@ -106,6 +112,8 @@ def prepare_gateway(settings: GatewaySettings) -> None:
     if not 0 < settings.max_body_bytes <= 1 << 30:
         raise InputError(f"max_body_bytes = {settings.max_body_bytes} is not between 1 and 1 GiB.")
     settings.access_log.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(UnavailableError):  # one that does not run yet opens its log by name anyway
+        rotate(settings, EnvoyAdmin(settings.admin_port))
     key = probe_key(settings)
     # JSON is YAML, and needs no YAML library to be written exactly.
     replace_file(settings.bootstrap, json.dumps(bootstrap(settings), indent=1))

@@ -36,8 +36,8 @@ class GatewayTraffic(Protocol):
 
 
 class GatewaySamples:
-    """`observations.SampleSource` over the access log. Probes, mirrored requests and requests whose client left before
-    the end are no samples."""
+    """`observations.SampleSource` over the access log: what users got. Probes, mirrored requests and requests whose
+    client left before the end are no samples."""
 
     def __init__(self, log: AccessLog, router: GatewayTraffic) -> None:
         self._log = log
@@ -48,41 +48,23 @@ class GatewaySamples:
 
     def observe(self, canary: str, stable: str, since: float, until: float) -> Observed:
         """The samples of requests that ended in [since, until)."""
-        releases = frozenset((canary, stable))
-        found = [one for one in self._log.read(since, until) if one.release in releases]
+        users = (one for one in self._read(canary, stable, since, until) if not (one.forced or one.shadow))
+        samples = tuple(sample for one in users if not one.cancelled for sample in _values(one, one.known))
+        return self._observed(samples, canary, stable, until)
+
+    def _read(self, canary: str, stable: str, since: float, until: float) -> list[AccessSample]:
+        found = [one for one in self._log.read(since, until) if one.release in (canary, stable)]
         for one in found:
             if not (one.cancelled or one.timed_out):
                 release = one.answered or one.release
                 self._finished[release] = max(one.known, self._finished.get(release, 0.0))
-        active, trouble = self._look(releases, until)
-        samples = (
-            sample for one in found if not (one.forced or one.shadow or one.cancelled) for sample in _values(one)
-        )
-        finished = {release: self._finished[release] for release in releases if release in self._finished}
-        return Observed(tuple(samples), active, finished, self._missing(until, trouble))
+        return found
 
-    def shadow_samples(self, canary: str, stable: str, since: float, until: float) -> Observed:
-        """The same questions answered by both: stable's answers that users got, and beside each what the canary made
-        of it in the shadow, paired by request id; a pair becomes known with its second answer."""
-        window = self._log.read(since, until)
-        begun = min((one.time for one in window), default=since)
-        recent = [one for one in self._log.read(begun, until) if not one.forced]
-        users = {one.request_id: one for one in recent if one.release == stable and not one.shadow}
-        pairs: list[tuple[float, AccessSample]] = []
-        for shadow in (one for one in recent if one.release == canary and one.shadow):
-            user = users.get(shadow.request_id)
-            if user is None or user.cancelled or shadow.cancelled:
-                continue
-            known = max(user.known, shadow.known)
-            if since <= known < until:
-                pairs += [(known, user), (known, shadow)]
-        samples = [
-            Sample(one.metric, one.release, one.value, known, one.request_id, one.session, one.detail)
-            for known, answer in sorted(pairs, key=lambda pair: pair[0])
-            for one in _values(answer)
-        ]
-        active, trouble = self._look(frozenset((canary, stable)), until)
-        return Observed(tuple(samples), active, {}, self._missing(until, trouble))
+    def _observed(self, samples: tuple[Sample, ...], canary: str, stable: str, until: float) -> Observed:
+        releases = frozenset((canary, stable))
+        active, trouble = self._look(releases, until)
+        finished = {release: self._finished[release] for release in releases if release in self._finished}
+        return Observed(samples, active, finished, self._missing(until, trouble))
 
     def _missing(self, now: float, trouble: str) -> dict[str, str]:
         sentence = self._log.trouble(now) or trouble
@@ -116,11 +98,31 @@ class GatewaySamples:
         return ""
 
 
-def _values(one: AccessSample) -> Iterator[Sample]:
+class ShadowSamples(GatewaySamples):
+    """`observations.SampleSource` of the shadow: the same questions answered by both, stable's answers that users got
+    and beside each what the canary made of it, paired by request id. A pair becomes known with its second answer."""
+
+    def observe(self, canary: str, stable: str, since: float, until: float) -> Observed:
+        """The samples of pairs whose second answer ended in [since, until)."""
+        begun = min((one.time for one in self._read(canary, stable, since, until)), default=since)
+        recent = [one for one in self._read(canary, stable, min(begun, since), until) if not one.cancelled]
+        users = {one.request_id: one for one in recent if one.release == stable and not (one.shadow or one.forced)}
+        pairs: list[tuple[float, AccessSample]] = []
+        for shadow in (one for one in recent if one.release == canary and one.shadow):
+            user = users.get(shadow.request_id)
+            known = max(user.known, shadow.known) if user else 0.0
+            if user is not None and since <= known < until:
+                pairs += [(known, user), (known, shadow)]
+        pairs.sort(key=lambda pair: pair[0])
+        samples = tuple(sample for known, answer in pairs for sample in _values(answer, known))
+        return self._observed(samples, canary, stable, until)
+
+
+def _values(one: AccessSample, known: float) -> Iterator[Sample]:
     """Every metric's value for one answer. Only whole ones say how long an answer takes: a broken release is fast."""
 
     def sample(metric: str, value: float, detail: str = "") -> Sample:
-        return Sample(metric, one.release, value, one.known, one.request_id, one.session, detail)
+        return Sample(metric, one.release, value, known, one.request_id, one.session, detail)
 
     wrong = _wrong(one)
     yield sample("error_rate", float(bool(wrong)), wrong)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Kind = Literal["rate", "ratio", "score"]
-"""`rate`: 0 or 1 a request, 1 is bad; compared by the difference of means. `ratio`: a positive quantity of which more is
-worse (time, money); compared by the ratio of typical values. `score`: 0 to 1, more is better; by the difference."""
+"""`rate`: 0 or 1 a request, 1 is bad; compared by the difference of means. `ratio`: a positive quantity of which more
+is worse (time, money); compared by the ratio of typical values. `score`: 0 to 1, more is better; by the difference."""
 
 Source = Literal["gateway", "traces"]
 

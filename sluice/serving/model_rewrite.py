@@ -117,6 +117,12 @@ class ModelRewriteRouter(ClusterRouter):
         """The model name by which a probe reaches this role, whatever the weights are."""
         return _forced(role, self.probe_key())
 
+    def probe_headers(self, role: Role) -> dict[str, str]:
+        raise InputError(
+            f"A probe cannot reach {role} by headers: an endpoint picker looks at the model's name alone.",
+            hint=f"Ask for the model {self.probe_model(role)!r}, or set cluster.router to http-route.",
+        )
+
     def preflight(self) -> tuple[str, ...]:
         """What keeps this cluster from doing everything, a sentence each."""
         found = ["A session may change between stable and canary: the endpoint picker chooses for each request anew."]

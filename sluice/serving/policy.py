@@ -59,7 +59,7 @@ class TripPolicy(Section):
 
 
 class MetricPolicy(Section):
-    """Limits of one metric: for rates and scores a difference (0.1: ten points), for ratios a factor (1.5: half more)."""
+    """Limits of one metric: a difference of rates and scores (0.1: ten points), a factor of ratios (1.5: half more)."""
 
     gating: bool = Field(True, description="false: shown, never deciding")
     fail_above: float = Field(ge=0, description="worse than this, and shown to be: the release fails")
@@ -91,10 +91,14 @@ class AnalysisPolicy(Section):
 
 
 class ParityPolicy(Section):
-    """A larger difference from what the training library says fails, by the precision that serves."""
+    """A larger difference from what the training library says fails, by the precision that serves.
+
+    Seen with SmolLM2-135M and two adapters, 256 tokens: in bfloat16 the right one differs by 0.24 at most (0.025 on
+    average), the wrong one or none by 1.7 and more; in float32 a small Llama stays below 0.0001.
+    """
 
     float32: float = Field(0.001, gt=0)
-    bfloat16: float = Field(0.3, gt=0)
+    bfloat16: float = Field(0.5, gt=0)
 
 
 class ProbePolicy(Section):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from sluice.infra.errors import UnavailableError
 from sluice.infra.progress import Report
 from sluice.provenance.canonical import short
-from sluice.serving.errand import Errand
+from sluice.serving.errand import HUNG_S, Errand
 from sluice.serving.rollout_interfaces import Clock, Recorder
 from sluice.serving.rollout_journal import Journal
 from sluice.serving.rollout_store import CoolDown, RolloutStore
@@ -22,8 +22,6 @@ _PAUSE_S = 0.25
 _RETRY_S = 2.0
 CONFIRM_S = 2.0
 """Seconds for which requests are watched after a rollback."""
-HUNG_S = 20.0
-"""A call that has not returned for so long is made again beside it."""
 PATIENCE_S = 60.0
 """Seconds for which a ledger that does not answer is asked again, after users are back."""
 

@@ -1,8 +1,8 @@
 """A rollout: a release gains users step by step while it is no worse than stable, and loses all of them when it is.
 
 The order of writes makes a kill at any moment safe:
-- Raising: the intention is saved, leave is asked and the step recorded as begun, the gateway is changed, the new step is
-  saved. Killed in between, the next run does the same again.
+- Raising: the intention is saved, leave is asked and the step recorded as begun, the gateway is changed, the new step
+  is saved. Killed in between, the next run does the same again.
 - Passing: the step is recorded as passed, then saved as passed; killed in between, it is analysed and recorded again.
 - The ways back: `retreat.py`.
 
@@ -40,9 +40,9 @@ class Rollout:
 
     `authorize` is called before *every* increase of the weight and raises `GateRefused` when the release has no valid
     decision and approval; `probe` is called at weight 0. `source` is read several times a second and must answer at
-    once; `shadow` tells of requests that the canary was asked in the shadow of stable's, and of those. `confirm` watches
-    requests for a moment after a rollback, and says in a sentence whom they reached. Running again continues from what
-    the store holds.
+    once; `shadow` tells of requests that the canary was asked in the shadow of stable's, and of those. `confirm`
+    watches requests for a moment after a rollback, and says in a sentence whom they reached. Running again continues
+    from what the store holds.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class Rollout:
     def _ahead(self) -> str | None:
         """What must end before this rollout may begin, or None. One that has begun goes on."""
         saved = self._store.load(self._target.release)
-        if saved is not None and saved.phase not in ("probing", "withdrawn", "promoted"):
+        if saved is not None and saved.goes_on:
             return None
         canary = self._router.state().canary
         if canary is not None and canary.release != self._target.release:
@@ -195,7 +195,7 @@ class Rollout:
     def _begin(self, held: Held) -> Journal:
         saved = self._store.load(self._target.release)
         routes = self._router.state()
-        if saved is not None and saved.phase not in ("probing", "withdrawn", "promoted"):
+        if saved is not None and saved.goes_on:
             journal = self._journal(self._ours(saved, routes), held)
             if not saved.ended:
                 journal.try_save("resume", f"Going on at step {saved.step + 1} ({saved.phase}).")

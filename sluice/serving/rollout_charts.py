@@ -82,8 +82,9 @@ def metric_chart(state: RolloutState, name: str) -> str:
 
 
 def history(state: RolloutState, name: str) -> list[tuple[float, MetricResult]]:
-    """(time in epoch seconds, result) of every analysis that was kept, oldest first."""
-    looks = [(event.time, event.analysis) for event in state.events if event.analysis is not None]
+    """(time in epoch seconds, result) of every analysis that was kept since users are asked, oldest first: what the
+    shadow showed before was another comparison."""
+    looks = [(one.time, one.analysis) for one in state.events if one.analysis is not None and one.time >= state.begun]
     if state.analysis is not None and (not looks or looks[-1][1] != state.analysis):
         looks.append((state.events[-1].time, state.analysis))
     return [(time, one) for time, analysis in looks for one in analysis.metrics if one.name == name]

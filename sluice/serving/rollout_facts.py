@@ -36,9 +36,9 @@ class TimeLeft:
 class RolloutFacts:
     """`rollout` is the one under way, else the latest; `states` are all, latest change last. `policy` is the one that
     the rollout runs by. `gateway` says why the routes are not known, empty when they are; `drift` how the data plane
-    differs from them. `active` counts requests by release, `slots` are (used, all) places for adapters. `analysed` is
-    when its figures were last looked at, `undelivered` events wait for the webhook, whose trouble is `webhook`. Times
-    in seconds since the epoch."""
+    differs from them. `active` counts requests by release; `slots` says of each server which adapters it holds for
+    whom. `analysed` is when its figures were last looked at, `undelivered` events wait for the webhook, whose trouble
+    is `webhook`. Times in seconds since the epoch."""
 
     application: str
     now: float
@@ -49,7 +49,7 @@ class RolloutFacts:
     gateway: str = ""
     drift: tuple[str, ...] = ()
     active: Mapping[str, int] = field(default_factory=dict)
-    slots: tuple[int, int] | None = None
+    slots: tuple[str, ...] = ()
     lease: LeaseFacts = LeaseFacts()
     cool_down: CoolDown | None = None
     analysed: float | None = None
@@ -90,7 +90,9 @@ class RolloutFacts:
         state = self.rollout
         if state is None or state.phase != "holding" or self.step is None or state.analysis is None:
             return None
-        before = [event.analysis for event in state.events if event.analysis is not None and event.time <= state.since]
+        # Since users are asked: what was counted in the shadow before is another count.
+        within = [event for event in state.events if state.begun <= event.time <= state.since]
+        before = [event.analysis for event in within if event.analysis is not None]
         seen = _requests(state.analysis) - (_requests(before[-1]) if before else 0)
         return max(seen, 0), self.step.minimum.requests
 
@@ -109,7 +111,7 @@ class RolloutFacts:
             "gateway": self.gateway,
             "drift": list(self.drift),
             "active": dict(self.active),
-            "slots": list(self.slots) if self.slots else None,
+            "slots": list(self.slots),
             "under_way": self.under_way,
             "rollout": self.rollout.to_json() if self.rollout else None,
             "time_left": vars(left),

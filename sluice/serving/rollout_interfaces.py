@@ -26,8 +26,8 @@ class Recorder(Protocol):
         analysis: AnalysisResult | None,
         ordered: Order | None = None,
     ) -> None:
-        """A step is about to begin (verdict inconclusive, no analysis) or has ended; `ordered`: because a person said so
-        before the figures did."""
+        """A step is about to begin (verdict inconclusive, no analysis) or has ended; `ordered`: because a person said
+        so before the figures did."""
 
     def failure(self, release: str, stable: str, reason: str, analysis: AnalysisResult | None) -> None:
         """The release failed and everybody is back on `stable`: absorbing."""
@@ -71,8 +71,8 @@ class SystemClock:
 
 @dataclass(frozen=True)
 class RolloutResult:
-    """How a rollout ended: `promote` (the caller writes the promotion, then calls `finish`), `failed`, or `inconclusive`
-    (everybody is back on stable, and the release may be tried again after a new approval)."""
+    """How a rollout ended: `promote` (the caller writes the promotion, then calls `finish`), `failed`, or
+    `inconclusive` (everybody is back on stable, and the release may be tried again after a new approval)."""
 
     verdict: Literal["promote", "failed", "inconclusive"]
     sentence: str

@@ -53,8 +53,7 @@ class Journal:
         for sink in self._sinks:
             try:
                 sink.emit(event, changed)
-            except Exception:
-                # A listener is none of the users' business.
+            except Exception:  # noqa: BLE001 - a listener is none of the users' business
                 _log.exception("A listener did not take the event %s", kind)
 
     def try_save(self, kind: EventKind, sentence: str, **changes: Any) -> None:

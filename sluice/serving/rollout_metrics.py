@@ -73,8 +73,11 @@ def families(facts: RolloutFacts) -> Iterator[Family]:
     told = Counter(event.kind for state in facts.states for event in state.events)
     outcomes = [({"outcome": outcome}, told[kind]) for outcome, kind in _OUTCOMES.items()]
     yield _counter("sluice_rollouts_total", "Rollouts that ended, by how.", outcomes)
-    backs = [({}, told["rollback"])]
-    yield _counter("sluice_rollout_rollbacks_total", "Times that all users went back to stable.", backs)
+    rollbacks = Family(
+        "sluice_rollout_rollbacks_total", "counter", "Times that all users went back to stable.",
+        (({}, told["rollback"]),),
+    )  # fmt: skip
+    yield rollbacks
     yield _gauge("sluice_rollout_events_undelivered", "Events that wait for the webhook.", [({}, facts.undelivered)])
     yield from _current(facts)
 

@@ -6,7 +6,7 @@ No script, nothing from elsewhere, every text escaped, and no word of a user: re
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -49,7 +49,8 @@ def rollout_page(state: RolloutState, facts: PageFacts) -> str:
     template = environment.from_string((folder / "rollout.html.j2").read_text(encoding="utf-8"))
     style = page_style() + (folder / "rollout.css").read_text(encoding="utf-8")
     last = state.analysis
-    metrics = [one for one in last.metrics if history(state, one.name)] if last else []
+    metrics = _by_weight(last.metrics) if last else []
+    drawn = [one for one in metrics if any(seen.estimate is not None for _, seen in history(state, one.name))]
     return template.render(
         style=Markup(style),
         state=state,
@@ -62,8 +63,8 @@ def rollout_page(state: RolloutState, facts: PageFacts) -> str:
         tiles=_tiles(state),
         convictions=_convictions(state, facts),
         weight=Markup(weight_chart(state)) if state.events else "",
-        charts=[Markup(metric_chart(state, one.name)) for one in _by_weight(metrics)],
-        rows=[_row(one) for one in _by_weight(metrics)],
+        charts=[Markup(metric_chart(state, one.name)) for one in drawn],
+        rows=[_row(one) for one in metrics],
         events=_timeline(state),
         policy=_policy(facts.policy),
     )
@@ -114,22 +115,23 @@ def _tiles(state: RolloutState) -> list[tuple[str, str]]:
 
 
 def _convictions(state: RolloutState, facts: PageFacts) -> list[dict[str, Any]]:
-    """By failing metric: its sentence, and the requests behind it, latest first."""
-    if state.analysis is None or state.phase not in ("failing", "failed"):
+    """By failing metric: its sentence, and the requests behind it, latest first. What ended the rollout at once, before
+    any metric had failed, comes by itself."""
+    last = state.analysis
+    if last is None or last.verdict != "fail" or state.phase not in ("failing", "failed"):
         return []
-    found = []
-    for one in state.analysis.metrics:
-        if one.gating and one.verdict == "fail":
-            requests = [request for request in state.analysis.convicting if request.metric == one.name]
-            found.append(
-                {
-                    "title": title(one.name),
-                    "sentence": one.sentence,
-                    "figures": _figures(one),
-                    "requests": [_request(one, request, facts) for request in reversed(requests)],
-                }
-            )
-    return found
+    failed = [one for one in last.metrics if one.gating and one.verdict == "fail"]
+    found = [
+        {"title": title(one.name), "sentence": one.sentence, "figures": _figures(one), "metric": one.name}
+        for one in failed
+    ]
+    if not failed:
+        found.append({"title": "Ended at once", "sentence": last.sentence, "figures": "", "metric": ""})
+    return [
+        {**one, "requests": [_request(each, facts) for each in reversed(last.convicting)
+                             if one["metric"] in ("", each.metric)]}
+        for one in found
+    ]  # fmt: skip
 
 
 def _figures(metric: MetricResult) -> str:
@@ -143,20 +145,20 @@ def _figures(metric: MetricResult) -> str:
     )
 
 
-def _request(metric: MetricResult, request: Conviction, facts: PageFacts) -> dict[str, str]:
-    trace = facts.traces.get(request.request_id, "")
-    value = "" if metric.kind == "rate" else f"{request.value:g} {LIVE_METRICS[metric.name].unit}".strip()
+def _request(request: Conviction, facts: PageFacts) -> dict[str, str]:
+    about, trace = LIVE_METRICS[request.metric], facts.traces.get(request.request_id, "")
+    value = "" if about.kind == "rate" else f"{request.value:g} {about.unit}".strip()
     return {
         "time": _utc(request.known)[11:],
         "id": request.request_id,
         "session": request.session,
-        "what": ", ".join(part for part in (request.detail, value) if part) or LIVE_METRICS[metric.name].noun,
+        "what": ", ".join(part for part in (request.detail, value) if part) or about.noun,
         "trace": trace,
         "page": facts.pages.get(trace, ""),
     }
 
 
-def _by_weight(metrics: list[MetricResult]) -> list[MetricResult]:
+def _by_weight(metrics: Sequence[MetricResult]) -> list[MetricResult]:
     """What failed first, then what decides, then what is only shown."""
     order = {"fail": 0, "inconclusive": 1, "pass": 2}
     return sorted(metrics, key=lambda one: (not one.gating, order[one.verdict]))
@@ -173,7 +175,7 @@ def _row(metric: MetricResult) -> dict[str, Any]:
         "stable": f"{_mean(metric, metric.stable_mean)}",
         "n": f"{metric.canary_n:,} / {metric.stable_n:,}",
         "difference": difference_text(metric, metric.estimate),
-        "interval": interval_text(metric),
+        "interval": interval_text(metric) if metric.low is not None else "",
         "fail": difference_text(metric, metric.bound_fail),
         "margin": difference_text(metric, metric.bound_margin),
         "sentence": metric.sentence,

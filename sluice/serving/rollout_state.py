@@ -92,6 +92,11 @@ class RolloutState:
         return self.phase in ENDS
 
     @property
+    def goes_on(self) -> bool:
+        """Whether it is continued when the release is rolled out again (a failure: told again), not begun anew."""
+        return self.phase not in ("probing", "withdrawn", "promoted")
+
+    @property
     def routes(self) -> RouteState:
         """The routes as this rollout last set them, while it has the canary's place."""
         return RouteState(self.stable, self.target, self.weight, self.shadow)

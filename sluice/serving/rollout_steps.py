@@ -1,4 +1,4 @@
-"""The way up: probes, shadow, steps, bake. A loop that looks at the canary four times a second, and moves when it may."""
+"""The way up: probes, shadow, steps, bake. A loop looks at the canary four times a second, and moves when it may."""
 
 from __future__ import annotations
 
@@ -8,27 +8,20 @@ from typing import Any
 
 from sluice.infra.errors import ConflictError, IntegrityError, UnavailableError
 from sluice.infra.progress import Report
-from sluice.provenance.canonical import short
 from sluice.serving.analysis import AnalysisResult
 from sluice.serving.control import Order
-from sluice.serving.errand import Errand
+from sluice.serving.errand import SLOW_S, Asking
 from sluice.serving.observations import SampleSource
 from sluice.serving.policy import Minimum, RolloutPolicy, StepPolicy
 from sluice.serving.probes import ProbeReport
-from sluice.serving.retreat import HUNG_S
 from sluice.serving.rollout_interfaces import Clock, Recorder
 from sluice.serving.rollout_journal import Journal
 from sluice.serving.rollout_state import EventKind, Phase, RolloutState
 from sluice.serving.rollout_store import RolloutStore
-from sluice.serving.rollout_watch import Watch, shadow_policy, verdict_of
+from sluice.serving.rollout_watch import Watch, progress, shadow_policy, verdict_of
 from sluice.serving.routes import Router, RouteState, StaleToken
 
 TICK_S = 0.25
-_GRACE_S = 0.25
-_RETRY_S = 2.0
-_SLOW_S = 2.0
-_FRESH_S = 10.0
-"""Leave that was asked longer ago than this, since the ledger hung, is asked again."""
 _JUMP_S = 2.0
 _LOOKS = 20
 """Events of looks a step at most, beside those where a verdict changed."""
@@ -82,13 +75,11 @@ class Steps:
         self._result: AnalysisResult | None = None
         self._next_check = self._next_shown = 0.0
         self._shown: tuple[object, ...] = ()
-        self._errand: Errand[None] | None = None
-        self._errand_for: tuple[Phase, int] = ("probing", 0)
-        self._sent = self._retry_at = 0.0
+        self._asking = Asking(clock.monotonic)
 
     def walk(self) -> End | None:
-        """Until it has passed (None), or ends. Raises what `authorize` and the recorder raise, except that what does not
-        answer only holds it."""
+        """Until it has passed (None), or ends. Raises what `authorize` and the recorder raise, except that what does
+        not answer only holds it."""
         while self._state.phase != "passed":
             before = self._state.phase
             self._require_lease()
@@ -107,7 +98,8 @@ class Steps:
             if end is not None:
                 return end
             if self._state.phase == before:
-                self._tell()
+                requests = self._watch.requests if self._watch else 0
+                self._report(*progress(self._state, self._policy, requests, self._result))
                 self._clock.sleep(TICK_S)
         return None
 
@@ -395,46 +387,14 @@ class Steps:
     def _enter(self, phase: Phase, kind: EventKind, sentence: str, **changes: Any) -> None:
         """Go to a phase, or begin one anew: its time starts now, and its figures are still to come."""
         self._journal.save(kind, sentence, phase=phase, spent_s=0.0, **changes)
-        self._result, self._errand = None, None
+        self._result = None
         if self._watch is not None and phase == "holding":
             self._watch.count_from(self._state.since)
 
     def _asked(self, ask: Callable[[], None], what: str) -> bool:
         """Whether `ask`, called beside the watching, has returned in time; raises what it raised."""
-        now, place = self._clock.monotonic(), (self._state.phase, self._state.step)
-        if self._errand is None or self._errand_for != place or now - self._sent > HUNG_S:
-            if now < self._retry_at:
-                return False
-            self._errand, self._errand_for, self._sent = Errand(ask), place, now
-            self._errand.done(within_s=_GRACE_S)
-        took = now - self._sent
-        if not self._errand.done():
-            if took > _SLOW_S:
-                self._journal.hold("ledger", f"It holds: {what} was asked for {took:.0f} s ago, without an answer.")
-            return False
-        errand, self._errand = self._errand, None
-        try:
-            errand.result()
-        except UnavailableError:
-            self._retry_at = now + _RETRY_S
-            raise
-        return took <= _FRESH_S
-
-    def _tell(self) -> None:
-        state = self._state
-        if state.phase in ("shadowing", "holding") and self._watch is not None:
-            shadow = self._policy.shadow if state.phase == "shadowing" else None
-            least = shadow.requests if shadow else self._step.minimum.requests
-            longest = (shadow or self._step).maximum_time_s
-            says = self._result.sentence if self._result else "no figures yet"
-            where = "in the shadow" if shadow else f"{state.weight}% on the canary"
-            paused = ", paused" if state.paused else ""
-            self._report(
-                min(self._watch.requests, least),
-                least,
-                f"{where}{paused}, {state.spent_s:.0f} of at most {longest:.0f} s: {says}",
-            )
-        elif state.phase == "baking":
-            self._report(min(state.spent_s, self._policy.bake_s), self._policy.bake_s, f"baking at {state.weight}%")
-        else:
-            self._report(0, 0, f"{short(state.release)}: {state.phase}")
+        answered = self._asking.answered(ask, (self._state.phase, self._state.step))
+        if not answered and self._asking.waited_s > SLOW_S:
+            waited = f"{self._asking.waited_s:.0f} s"
+            self._journal.hold("ledger", f"It holds: {what} was asked for {waited} ago, without an answer.")
+        return answered

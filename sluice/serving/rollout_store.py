@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeVar
 
 from sluice.infra.errors import ConflictError, InputError, IntegrityError
 from sluice.infra.file_lock import held
-from sluice.provenance.canonical import short
+from sluice.provenance.canonical import is_digest, short
 from sluice.serving.control import Order
 from sluice.serving.durable import replace_file
 from sluice.serving.rollout_state import RolloutState
@@ -85,7 +85,8 @@ class FileRolloutStore:
             replace_file(path, json.dumps(state.to_json()))
 
     def states(self) -> tuple[RolloutState, ...]:
-        files = [path for path in self._folder.glob("*.json") if path != self._cool_down]
+        # The lease and the cool-down are kept here too.
+        files = [path for path in self._folder.glob("*.json") if is_digest(f"sha256:{path.stem}")]
         found = (self._read(path, RolloutState.from_json) for path in files)
         return tuple(sorted((one for one in found if one), key=lambda one: one.events[-1].time if one.events else 0.0))
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 from sluice.serving.analysis import Analysis, AnalysisResult, Conviction
 from sluice.serving.metrics import LIVE_METRICS
 from sluice.serving.observations import Observed, Sample, SampleSource
-from sluice.serving.policy import AnalysisPolicy, Minimum, TripPolicy
+from sluice.serving.policy import AnalysisPolicy, Minimum, RolloutPolicy, TripPolicy
 from sluice.serving.rollout_interfaces import Clock
+from sluice.serving.rollout_state import RolloutState
 from sluice.serving.trip import Trip, Tripwire
 
 REQUESTS = "error_rate"
@@ -18,7 +19,7 @@ REQUESTS = "error_rate"
 
 
 class Reading:
-    """One source, read in windows that tile time: the next one begins where the last one ended, whatever the clock does.
+    """One source, read in windows that tile time: each begins where the last one ended, whatever the clock does.
 
     A clock set back would let what is new look read already: then the window begins anew at the new time, and what the
     source tells again until the old time is left out.
@@ -130,6 +131,22 @@ def verdict_of(trip: Trip, last: AnalysisResult | None) -> AnalysisResult:
         Conviction(one.request_id, one.session, one.metric, one.value, one.detail, one.known) for one in trip.requests
     )
     return AnalysisResult("fail", trip.sentence, last.metrics if last else (), convicting)
+
+
+def progress(
+    state: RolloutState, policy: RolloutPolicy, requests: int, result: AnalysisResult | None
+) -> tuple[float, float, str]:
+    """How far the phase is, for a `Report`: done, of how many, and in words."""
+    if state.phase == "baking":
+        return min(state.spent_s, policy.bake_s), policy.bake_s, f"baking at {state.weight}%"
+    if state.phase not in ("shadowing", "holding"):
+        return 0, 0, f"{state.target.served_name}: {state.phase}"
+    shadow, step = (policy.shadow if state.phase == "shadowing" else None), policy.steps[state.step]
+    least, longest = (shadow or step.minimum).requests, (shadow or step).maximum_time_s
+    where = "in the shadow" if shadow else f"{state.weight}% on the canary"
+    paused = ", paused" if state.paused else ""
+    says = result.sentence if result else "no figures yet"
+    return min(requests, least), least, f"{where}{paused}, {state.spent_s:.0f} of at most {longest:.0f} s: {says}"
 
 
 def _key(sample: Sample) -> tuple[str, str]:

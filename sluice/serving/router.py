@@ -27,6 +27,7 @@ from sluice.serving.routes import Role, RouteState, StaleToken, Target
 
 _CONFIRM_S = 5.0
 _POLL_S = 0.01
+_WARMING = "cluster_manager.warming_clusters"
 _REMEMBERED = 8
 _QUIET_S = 0.25
 _ENOUGH = 20
@@ -260,40 +261,58 @@ class EnvoyRouter:
 
     def _follow(self, decision: Decision, before: Decision, *, reserved: bool = False) -> None:
         self._file.write(decision, reserved=reserved)
-        self._publish(decision, also=before.state.targets(), reserved=reserved)
+        known = before.state.targets()
+        self._publish_clusters(decision, also=known, reserved=reserved)
+        if not set(decision.state.targets()) <= set(known):
+            # A route to a cluster whose servers were not looked at yet would be answered with 503.
+            self._confirm(decision.revision, warm=True)
+        self._publish_routes(decision, reserved=reserved)
         self._confirm(decision.revision)
 
     def _publish(self, decision: Decision, *, also: tuple[Target, ...], reserved: bool = False) -> None:
-        """Clusters first, so that no route names one that is missing; those just left stay for their last streams."""
-        settings, version = self.settings, str(decision.revision)
-        kept = clusters((*decision.state.targets(), *also), version)
-        replace_file(settings.clusters_file, json.dumps(kept, indent=1), reserved=reserved)
-        content = routes(settings.application, decision.state, version, probe_key(settings), settings.timeouts)
+        self._publish_clusters(decision, also=also, reserved=reserved)
+        self._publish_routes(decision, reserved=reserved)
+
+    def _publish_clusters(self, decision: Decision, *, also: tuple[Target, ...], reserved: bool) -> None:
+        """Clusters come first, so that no route names one that is missing; those just left stay for their last
+        streams."""
+        kept = clusters((*decision.state.targets(), *also), str(decision.revision))
+        replace_file(self.settings.clusters_file, json.dumps(kept, indent=1), reserved=reserved)
+
+    def _publish_routes(self, decision: Decision, *, reserved: bool) -> None:
+        settings, key = self.settings, probe_key(self.settings)
+        content = routes(settings.application, decision.state, str(decision.revision), key, settings.timeouts)
         replace_file(settings.routes_file, json.dumps(content, indent=1), mode=0o600, reserved=reserved)
         self._file.reserve()
         reserve(settings.clusters_file)
         reserve(settings.routes_file)
 
-    def _confirm(self, revision: int) -> None:
+    def _confirm(self, revision: int, *, warm: bool = False) -> None:
+        """Wait until Envoy reports the revision: of clusters, all ready (`warm`), or of clusters and routes."""
         until = time.monotonic() + self._confirm_s
         written = time.monotonic()
+        wanted = dict.fromkeys(CONFIG_VERSION_STATS, str(revision))
+        if warm:
+            wanted = {CONFIG_VERSION_STATS[0]: str(revision), _WARMING: "0"}
         seen: dict[str, str] = {}
         while time.monotonic() < until:
             try:
-                seen = self._admin.stats("version_text")
+                seen = self._admin.stats("version_text|warming_clusters")
             except UnavailableError:
                 seen = {}
-            if all(seen.get(name) == str(revision) for name in CONFIG_VERSION_STATS):
+            if wanted.items() <= seen.items():
                 return
             # Routes that arrive before their cluster is known are refused; a second rename offers them again.
-            if seen.get(CONFIG_VERSION_STATS[0]) == str(revision) and time.monotonic() - written > 0.25:
+            if not warm and time.monotonic() - written > 0.25:
                 replace_file(self.settings.routes_file, self.settings.routes_file.read_text(), mode=0o600)
                 written = time.monotonic()
             time.sleep(_POLL_S)
+        reported = {name: seen.get(name, "nothing") for name in wanted}
         raise UnavailableError(
-            f"The gateway did not confirm revision {revision} of its routes within {self._confirm_s:g} s "
-            f"(it reports {sorted(set(seen.values())) or 'nothing'}).",
-            hint="What was decided stands, and is followed when it runs: `sluice status` tells.",
+            f"The gateway did not confirm revision {revision} of its {'clusters' if warm else 'routes'} within "
+            f"{self._confirm_s:g} s (it reports {reported}).",
+            hint="Is it running, and are the servers it should reach? `sluice status` tells. A rollback stands all the "
+            "same.",
         )
 
     def _locked(self) -> AbstractContextManager[None]:

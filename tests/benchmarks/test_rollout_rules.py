@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.rollout_rules import LIMITS, Baseline, Exposure, Outcome, Rollouts, Rule, Step, documented, rules
 from benchmarks.rollout_simulation import POLICY, SCENARIOS
-from benchmarks.rollout_traffic import CANARY, STABLE, Fault, Traffic, generate
+from benchmarks.rollout_traffic import CANARY, STABLE, Fault, Floats, Traffic, generate
 from sluice.serving.policy import load_policy
 
 STEPS = (Step(10, 600), Step(50, 600))
@@ -20,9 +20,10 @@ def traffic(failing: tuple[float, float] = (0, 0), until: float = 3000) -> Traff
     n = len(start)
     failed = np.zeros((2, n), dtype=bool)
     failed[CANARY] = (start >= failing[0]) & (start < failing[1])
-    same = np.ones((2, n))
+    same: Floats = np.ones((2, n))
+    point: Floats = np.arange(n, dtype=np.float64) % 10 * 10 + 5
     return Traffic(
-        start, np.arange(n), (np.arange(n) % 10) * 10.0 + 5, start + 0.5 * same, failed, 200 * same, 20 * same,
+        start, np.arange(n), point, start + same / 2, failed, 200 * same, 20 * same,
         0.8 * same, start + same, np.nan * same, start + same, failed[CANARY], 0.0,
     )  # fmt: skip
 
@@ -84,7 +85,7 @@ def test_configurations_are_many_and_the_documented_ones_are_among_them() -> Non
     assert len(known) == len(set(known))
     assert {one.limit for one in known} == set(LIMITS)
     for tool in ("Argo Rollouts", "Flagger"):
-        assert documented(tool) in known  # type: ignore[arg-type]
+        assert documented(tool) in known
 
 
 def test_both_answers_of_a_request_differ_by_the_fault_alone() -> None:

@@ -24,7 +24,7 @@ from sluice.serving.analysis import AnalysisResult, Verdict
 from sluice.serving.control import Order
 from sluice.serving.controller_lease import FileLease
 from sluice.serving.envoy import GatewaySettings
-from sluice.serving.gateway_samples import GatewaySamples
+from sluice.serving.gateway_samples import GatewaySamples, ShadowSamples
 from sluice.serving.observations import Observed, SampleSource
 from sluice.serving.policy import parse_policy
 from sluice.serving.probes import ProbeCheck, ProbeReport
@@ -180,7 +180,8 @@ def main(folder: Path) -> str:
     gateway = GatewaySettings("app", Path(settings["gateway"]), settings["port"], settings["admin_port"])
     router = NotedRouter(gateway, machine)
     ledger = LedgerFile(machine)
-    samples = GatewaySamples(AccessLog(gateway.access_log), router)
+    log = AccessLog(gateway.access_log)
+    samples = GatewaySamples(log, router)
     source: SampleSource = Stamped(samples, machine)
     if settings["traces_down"]:
         from sluice.serving.sources import BothSources
@@ -203,7 +204,7 @@ def main(folder: Path) -> str:
         store=FileRolloutStore(Path(settings["store"])),
         lease=FileLease(folder / "lease", f"process {os.getpid()}"),
         source=source,
-        shadow=_Shadow(samples),
+        shadow=ShadowSamples(log, router),
         recorder=ledger,
         authorize=authorize,
         probe=probe,
@@ -220,14 +221,6 @@ def main(folder: Path) -> str:
         return f"conflict: {error.message}"
     except SluiceError as error:
         return f"error: {error.message}"
-
-
-@dataclass(frozen=True)
-class _Shadow:
-    samples: GatewaySamples
-
-    def observe(self, canary: str, stable: str, since: float, until: float) -> Observed:
-        return self.samples.shadow_samples(canary, stable, since, until)
 
 
 def told(folder: Path) -> list[Mapping[str, Any]]:

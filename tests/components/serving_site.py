@@ -1,4 +1,4 @@
-"""An installation with stand-ins for vLLM and the gateway's routes, and adapters that were trained, signed and decided."""
+"""An installation with stand-ins for vLLM and for the gateway's routes, and adapters that were trained and decided."""
 
 from __future__ import annotations
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sluice.components import bring_up as module
+from sluice.components import retiring
 from sluice.components.bring_up import bring_up, kept_probes
-from sluice.components.served import adapter_shelf
+from sluice.components.served import adapter_shelf, server_book
+from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, GateRefused, IntegrityError, UnavailableError
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import digest_bytes
 from sluice.provenance.releases import read_state
 from sluice.serving.probes import ProbeReport
-from sluice.serving.routes import RouteState
+from sluice.serving.routes import RouteState, Target
 from sluice.training import parity_reference
 from tests.components.serving_site import POLICY, Site, serving_site
+from tests.provenance.release_actions import BASE
+from tests.serving.vllm_server import PLAIN, Said, VllmServer, vllm_server
 from tests.support.directory_store import DirectoryStore
 
 
@@ -70,21 +75,30 @@ def test_a_reference_belongs_to_its_adapter(site: Site) -> None:
     assert brought_up(site, second).passed
 
 
+def other_adapter(_: str, folder: Path | None) -> Said:
+    return ((60, -0.1), (61, -0.2)) if folder else PLAIN
+
+
+def only_the_base(_: str, __: Path | None) -> Said:
+    return PLAIN
+
+
 @pytest.mark.parametrize(
-    ("wrong", "check"),
+    ("servers", "wrong", "sentence"),
     [
-        (lambda model, folder: ((60, -0.1), (61, -0.2)) if folder else ((10, -0.5), (11, -0.4)), "It does not answer"),
-        (lambda model, folder: ((10, -0.5), (11, -0.4)), "does not change the answers"),
+        ((1,), other_adapter, "It does not answer as the training library does"),
+        ((0, 1), only_the_base, "The adapter does not change the answers"),
     ],
 )
-def test_a_wrong_adapter_under_the_right_name_ends_before_any_user(site: Site, wrong: Any, check: str) -> None:
+def test_a_wrong_adapter_under_the_right_name_ends_before_any_user(
+    site: Site, servers: Sequence[int], wrong: Any, sentence: str
+) -> None:
     adapter = site.train(40)
-    site.servers[1].says = wrong
-    if "change" in check:
-        site.servers[0].says = wrong
+    for number in servers:
+        site.servers[number].says = wrong
     with pytest.raises(GateRefused, match="failed its probes before any user") as raised:
         brought_up(site, adapter)
-    assert check in str(raised.value)
+    assert sentence in str(raised.value)
     assert ended(site, adapter)
     report = kept_probes(site.workspace, adapter)
     assert report is not None
@@ -107,7 +121,7 @@ def test_a_canary_at_weight_0_that_fails_when_it_comes_again_leaves_the_routes(s
     stable = site.routes.state().stable
     site.routes.now = RouteState(stable, stable.__class__(adapter, adapter, site.name(adapter), stable.upstreams), 0)
     for server in site.servers:
-        server.says = lambda *_: ((10, -0.5), (11, -0.4))
+        server.says = only_the_base
     with pytest.raises(GateRefused):
         brought_up(site, adapter)
     assert site.routes.state() == RouteState(stable)
@@ -147,7 +161,7 @@ def test_without_a_decision_nothing_is_loaded(site: Site) -> None:
 def test_another_folder_under_the_name_is_no_release(site: Site, tmp_path: Path) -> None:
     adapter = site.train(40)
     site.servers[0].adapters[site.name(adapter)] = tmp_path
-    with pytest.raises(ConflictError, match="holds .* already, not from"):
+    with pytest.raises(ConflictError, match=r"holds .* already, not from"):
         brought_up(site, adapter)
     assert not read_state(site.workspace.ledger).failed(adapter)
 
@@ -173,3 +187,30 @@ def test_a_full_server_is_a_refusal_that_names_the_holders(site: Site) -> None:
     assert "SLUICE_SERVING__MAX_LORAS" in str(raised.value)
     assert held(site) == [sorted(map(site.name, champions))] * 2
     assert not read_state(site.workspace.ledger).failed(adapter)
+
+
+def test_a_merged_model_is_probed_at_its_own_server_and_stopped_when_it_fails(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = site.train(40)
+    name, settings = site.name(adapter), site.workspace.settings
+    site.workspace.__dict__["settings"] = settings.model_copy(
+        update={"serving": settings.serving.model_copy(update={"mode": "merged"})}
+    )
+    stopped: list[str] = []
+
+    def started(workspace: Workspace, release: str, _: object) -> Target:
+        server_book(settings).remember(release, BASE)
+        return Target(release, release, name, (own.url.removeprefix("http://"),), dedicated=True)
+
+    monkeypatch.setattr(module, "bring_up_server", started)
+    monkeypatch.setattr(retiring, "retire_server", lambda _, release, **__: stopped.append(release))
+    with vllm_server(VllmServer(name, lambda *_: ((40, -4.0), (41, -0.2)))) as own:
+        report = brought_up(site, adapter)
+        assert {check.server for check in report.checks if check.name == "parity"} == {own.url}
+        assert held(site) == [[], []]
+        own.says = lambda *_: ((60, -0.1), (61, -0.2))
+        with pytest.raises(GateRefused, match="no near tie"):
+            brought_up(site, adapter)
+    assert stopped == [adapter]
+    assert ended(site, adapter)

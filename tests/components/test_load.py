@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sluice.components import champion, served
+from sluice.components import bring_up, champion
 from sluice.components.load import load_step
 from sluice.components.rollout import rollout_store
 from sluice.components.task import Task
@@ -30,7 +30,7 @@ def running(tmp_path: Path, object_store: DirectoryStore, monkeypatch: pytest.Mo
     make_champion(workspace.ledger, BASE)
     decide(workspace.ledger, A, expires="2999-01-01T00:00:00Z")
     monkeypatch.setattr(champion, "base_digest", lambda _: BASE)
-    monkeypatch.setattr(served, "ensure_loaded", lambda *_: "a")
+    monkeypatch.setattr(bring_up, "ensure_served", lambda *_: None)
     return Task("load", workspace)
 
 

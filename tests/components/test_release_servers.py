@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from sluice.components import release_servers
+from sluice.components import release_servers, retiring
 from sluice.components.champion import name_base
-from sluice.components.release_servers import bring_up_server, retire_server, retire_servers, server_parts
-from sluice.components.served import server_book, target
+from sluice.components.release_servers import bring_up_server, retire_server, server_parts
+from sluice.components.served import adapter_shelf, release_name, server_book, target
 from sluice.components.workspace import Workspace
 from sluice.infra.errors import ConflictError, UnavailableError
 from sluice.infra.ports import PortBook
@@ -23,7 +23,6 @@ from sluice.infra.settings import ServingSettings, Settings
 from sluice.pipelines import collect
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import digest_bytes
-from sluice.provenance.releases import record_failure
 from sluice.serving.routes import RouteState, Target
 from sluice.serving.servers import GIB, part_name
 from tests.provenance.release_actions import make_champion
@@ -67,6 +66,8 @@ class Routes:
     now: RouteState | None = None
     before: tuple[Target, ...] = ()
     busy: bool = False
+    rolls_back: bool = False
+    """Somebody rolls back at the moment in which a server is being retired."""
 
     def state(self) -> RouteState:
         if self.now is None:
@@ -83,8 +84,12 @@ class Routes:
         if self.busy:
             raise UnavailableError("1 request(s) still run")
 
-    def relocate(self, place: Callable[[str], Target]) -> None:
+    def relocate(self, place: Callable[[str], Target]) -> RouteState:
+        if self.rolls_back and self.before:
+            self.now, self.rolls_back = RouteState(self.before[-1]), False
+        self.now = RouteState(place(self.state().stable.release))
         self.before = tuple(place(one.release) for one in self.before)
+        return self.now
 
 
 @dataclass
@@ -128,7 +133,8 @@ def place(
         return SimpleNamespace(output=SimpleNamespace(artifacts={"model": model}))
 
     monkeypatch.setattr(release_servers, "Supervisor", lambda _: parts)
-    monkeypatch.setattr(release_servers, "router", lambda _: routes)
+    monkeypatch.setattr(release_servers, "local_router", lambda _: routes)
+    monkeypatch.setattr(retiring, "router", lambda _: routes)
     monkeypatch.setattr(release_servers, "merge_release", merged)
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=100 * GIB))
     return Place(workspace, base, parts, routes)
@@ -174,21 +180,24 @@ def test_what_does_not_come_up_is_taken_away_again(place: Place) -> None:
 
 
 def test_up_brings_back_what_users_and_a_rollback_reach(place: Place) -> None:
-    assert [spec.name for spec in server_parts(place.workspace)] == [part_name(place.base)]
-    for release in (A, B):
+    def brought_up() -> set[str]:
+        held = retiring.holders(place.workspace) if place.routes.now else ()
+        return {spec.name for spec in server_parts(place.workspace, held)}
+
+    assert brought_up() == {part_name(place.base)}
+    earlier, later = digest_bytes(b"champion before"), digest_bytes(b"in the rollback window no more")
+    for release in (A, B, earlier, later):
         bring_up_server(place.workspace, release)
     place.routes.now = RouteState(place.target(A), place.target(B), 10)
-    stranger = digest_bytes(b"brought up, and never routed")
-    bring_up_server(place.workspace, stranger)
-    place.routes.before = (place.target(place.base), replace(place.target(A), release=digest_bytes(b"on the shelf")))
-    wanted = {part_name(release) for release in (place.base, A, B)}
-    assert {spec.name for spec in server_parts(place.workspace)} == wanted
+    retiring.keep_for_rollback(place.workspace, earlier, 60.0)
+    retiring.keep_for_rollback(place.workspace, later, -60.0)
+    assert brought_up() == {part_name(release) for release in (place.base, A, B, earlier)}
     # A damaged book: what has users comes back all the same.
     server_book(place.settings).file.write_text("{")
-    assert {spec.name for spec in server_parts(place.workspace)} == wanted
+    assert brought_up() == {part_name(release) for release in (place.base, A, B)}
     place.switch(mode="adapters")
     server_book(place.settings).forget(B)
-    assert {spec.name for spec in server_parts(place.workspace)} == wanted - {part_name(B)}
+    assert brought_up() == {part_name(release) for release in (place.base, A)}
 
 
 def test_a_server_with_users_or_running_answers_is_not_stopped(place: Place) -> None:
@@ -206,32 +215,53 @@ def test_a_server_with_users_or_running_answers_is_not_stopped(place: Place) -> 
     assert (set(place.book), set(place.parts.specs)) == ({A}, {part_name(A)})
 
 
-def test_the_champion_before_stays_for_its_window_and_what_failed_goes(place: Place) -> None:
-    ledger, base = place.workspace.ledger, place.base
+def test_the_champion_before_stays_for_its_window_and_what_nobody_needs_goes(place: Place) -> None:
+    workspace, base = place.workspace, place.base
     for release in (base, A, B):
-        bring_up_server(place.workspace, release)
-    make_champion(ledger, A)
+        bring_up_server(workspace, release)
+    make_champion(workspace.ledger, A)
     place.routes.now, place.routes.before = RouteState(place.target(A)), (place.target(base),)
-    assert retire_servers(place.workspace, 3600.0) == []
-    assert set(place.book) == {base, A, B}, "B is being brought up by somebody else"
-    record_failure(ledger, release=B, reason="probe", actor="release")
-    retire_servers(place.workspace, 3600.0)
-    assert set(place.book) == {base, A}
+    shelf = adapter_shelf(place.settings)
+    with shelf.in_use(release_name(place.settings, B)):
+        # B is being brought up by somebody else; of the base model nobody said yet how long it is kept.
+        assert retiring.retire_due(workspace) == ()
     place.routes.busy = True
-    assert "still run" in retire_servers(place.workspace, 0.0)[0]
+    assert "runs on for now" in retiring.retire_due(workspace)[0]
     place.routes.busy = False
-    retire_servers(place.workspace, 0.0)
-    assert set(place.parts.specs) == {part_name(A)}
+    assert retiring.retire_due(workspace) == (f"The server of {release_name(place.settings, B)} was stopped.",)
+    assert set(place.parts.specs) == {part_name(base), part_name(A)}
+    shelf.keep(release_name(place.settings, base), 1.0, "champion before, long ago")
+    retiring.retire_due(workspace)
+    assert (set(place.parts.specs), set(place.book)) == ({part_name(A)}, {A})
     # A rollback leads to the shared server now.
     assert not place.routes.before[0].dedicated
 
 
-def test_nobodys_servers_are_cleared_away(place: Place) -> None:
-    for release in (place.base, A, B):
+def test_a_rollback_that_comes_between_keeps_its_server(place: Place) -> None:
+    for release in (place.base, A):
         bring_up_server(place.workspace, release)
-    server_book(place.settings).forget(B)
+    place.routes.now, place.routes.before = RouteState(place.target(A)), (place.target(place.base),)
+    place.routes.rolls_back = True
+    with pytest.raises(ConflictError, match="got a route again"):
+        retire_server(place.workspace, place.base)
+    assert place.routes.now == RouteState(place.target(place.base))
+    assert place.routes.now.stable.dedicated
+    assert set(place.parts.specs) == {part_name(place.base), part_name(A)}
+
+
+def test_a_failed_release_is_retired_with_its_server(place: Place) -> None:
+    for release in (place.base, A):
+        bring_up_server(place.workspace, release)
     place.routes.now = RouteState(place.target(place.base))
-    retire_servers(place.workspace, 3600.0)
-    assert set(place.parts.specs) == {part_name(place.base), part_name(A)}, "B's was stopped half way, and is now"
-    retire_servers(place.workspace, 3600.0, strangers=True)
+    retiring.retire(place.workspace, A)
     assert set(place.parts.specs) == {part_name(place.base)}
+
+
+def test_a_server_that_was_being_stopped_when_somebody_was_killed_is_stopped(place: Place) -> None:
+    for release in (place.base, A):
+        bring_up_server(place.workspace, release)
+    server_book(place.settings).forget(A)
+    place.routes.now = RouteState(place.target(place.base))
+    retiring.retire_due(place.workspace)
+    assert set(place.parts.specs) == {part_name(place.base)}
+    assert set(PortBook(place.settings.home, {}).read()) == {part_name(place.base)}

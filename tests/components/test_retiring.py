@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sluice.components import retiring
-from sluice.components.retiring import bring_back, holders, keep_for_rollback, make_room, retire, retire_due, slots
+from sluice.components.retiring import (
+    bring_back,
+    hand_over,
+    holders,
+    keep_for_release,
+    keep_for_rollback,
+    make_room,
+    retire,
+    retire_due,
+    slots,
+)
 from sluice.components.served import adapter_shelf, ensure_loaded, loaded, servers, target
 from sluice.infra.errors import ConflictError, UnavailableError
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.serving.routes import RouteState
+from sluice.serving.slots import Memory, server_memory
 from tests.components.serving_site import Site, serving_site
 from tests.support.directory_store import DirectoryStore
 
@@ -69,8 +81,8 @@ def test_the_champion_before_stays_for_the_window_and_leaves_after_it(
     until = adapter_shelf(site.workspace.settings).kept()[site.name(before)][0]
     keep_for_rollback(site.workspace, before, 60.0)
     assert adapter_shelf(site.workspace.settings).kept()[site.name(before)][0] < until
-    clock = retiring.time.time() + 61
-    monkeypatch.setattr(retiring.time, "time", lambda: clock)
+    clock = time.time() + 61
+    monkeypatch.setattr(time, "time", lambda: clock)
     assert retire_due(site.workspace) == (f"{site.name(before)} was retired (champion before, for a rollback).",)
     assert held(site) == {site.name(stable)}
     # Going back to it loads it first: users are not sent to a release that is not there.
@@ -85,7 +97,7 @@ def test_a_rollback_to_what_cannot_be_loaded_is_refused_with_the_reason(site: Si
     site.serve(before)
     site.serve(load(site, 30))
     site.servers[0].refuses.add(site.name(before))
-    with pytest.raises(UnavailableError, match="was retired and cannot be loaded: .*no memory for it"):
+    with pytest.raises(UnavailableError, match=r"was retired and cannot be loaded: .*no memory for it"):
         bring_back(site.workspace)
 
 
@@ -140,10 +152,9 @@ def test_room_is_made_of_what_is_needed_least(site: Site) -> None:
 
 def test_a_machine_without_memory_is_not_filled(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemAvailable: 1000 kB\n")
-    small = retiring.server_memory
 
-    def measured(url: str, size: int) -> object:
-        return small(url, size, meminfo=tmp_path / "meminfo")
+    def measured(url: str, size: int) -> Memory:
+        return server_memory(url, size, meminfo=tmp_path / "meminfo")
 
     monkeypatch.setattr(retiring, "server_memory", measured)
     with pytest.raises(UnavailableError, match="has 1 MB of memory free of 268 MB"):
@@ -169,3 +180,18 @@ def test_an_evaluation_takes_away_what_it_loaded_unless_somebody_needs_it(site: 
     with loaded(site.workspace, adapter, site.base, client):
         adapter_shelf(site.workspace.settings).keep(name, 9e9, "about to be rolled out")
     assert held(site) == {name}
+
+
+def test_what_was_kept_for_its_rollout_is_so_until_it_is_promoted_or_rolled_back(site: Site) -> None:
+    stable, canary = load(site, 20), load(site, 30)
+    site.serve(stable)
+    keep_for_release(site.workspace, canary)
+    assert retire_due(site.workspace) == ()
+    hand_over(site.workspace, to=canary, previous=stable, window_s=DAY)
+    kept = adapter_shelf(site.workspace.settings).kept()
+    assert list(kept) == [site.name(stable)]
+    # Rolled back by hand, and its run was killed: nobody waits for it any more.
+    keep_for_release(site.workspace, canary)
+    site.routes.refused[canary] = "errors"
+    assert retire_due(site.workspace) == (f"{site.name(canary)} was retired (about to be rolled out).",)
+    assert held(site) == {site.name(stable)}

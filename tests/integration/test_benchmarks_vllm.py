@@ -18,7 +18,7 @@ from sluice.evaluation.benchmarks import benchmark_scores, run_benchmarks
 from sluice.evaluation.cache import open_cache
 from sluice.serving.adapters import AdapterShelf, load_adapter
 from sluice.serving.vllm import VllmClient, VllmSettings
-from tests.integration.test_serving_rollout import SERVE_PYTHON, running_vllm
+from tests.integration.test_bring_up_vllm import SERVE_PYTHON, running_vllm
 from tests.serving.gateway import free_port
 from tests.serving.tiny_llama import write_adapter, write_tiny_llama
 from tests.serving.vllm_server import digests_of

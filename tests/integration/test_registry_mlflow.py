@@ -11,6 +11,8 @@ import httpx
 import pytest
 
 from sluice.components.index_version import show_index
+from sluice.components.rollout_facts import store_of
+from sluice.components.rollout_report import show_rollout
 from sluice.components.workspace import Workspace
 from sluice.infra import audit
 from sluice.infra.errors import ConflictError, InputError
@@ -18,14 +20,16 @@ from sluice.infra.settings import MlflowSettings, Settings
 from sluice.infra.system_metrics import SystemMetrics
 from sluice.provenance.artifacts import ArtifactStore
 from sluice.provenance.canonical import digest_json, short
+from sluice.registry import links
 from sluice.registry.aliases import reconcile
 from sluice.registry.approvals import Standing, is_shown, read_ui_word, show
-from sluice.registry.mlflow_registry import MlflowRegistry
+from sluice.registry.mlflow_registry import MlflowRegistry, unpaired
 from sluice.registry.run_page import DatasetReference, MetricPoint, RunLink, RunPage, Table
 from sluice.registry.runs import log_gate_run, log_training_run
 from sluice.registry.training_run import Curve, LiveTrainingRun, TrainingSubject
 from sluice.registry.versions import Version, find_version, get_version, list_versions, register_version, set_gate
 from tests.registry.mlflow_server import Crash, CrashingRegistry, crash_at_every_call, mlflow_server
+from tests.serving.rollouts import TRACE, failed
 from tests.support.directory_store import DirectoryStore
 
 pytestmark = pytest.mark.integration
@@ -457,3 +461,30 @@ def test_an_artifact_store_that_the_server_does_not_proxy_is_written_by_the_clie
     assert [path.read_text() for path in folder.rglob("cards/card.html")] == ["<h1>Dataset card</h1>"]
     with pytest.raises(InputError, match=r"missing\.html"):
         registry.upload({"a.html": tmp_path / "missing.html"}, run["artifact_uri"], run_id=run["run_id"])
+
+
+def test_a_rollouts_timeline_is_shown_beside_its_version(registry: MlflowRegistry, card: Path, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, application="rolled", mlflow=MlflowSettings(tracking_uri=registry.uri))
+    state = failed()
+    version = register_version(
+        registry, application="rolled", kind="adapter", digest=state.release, tags={}, description="", files={},
+        run_id=None,
+    )  # fmt: skip
+    set_gate(registry, version, "pass", GATE, DECISION)
+    show(registry, version, Standing("approved", "Approved by ann.", "ann", "good"))
+    store_of(settings).save(state)
+    told = show_rollout(settings, state.release)
+    # Shown again, as a restarted controller does, it is one run, one paragraph, one curve.
+    assert show_rollout(settings, state.release) == told
+    experiment = registry.experiment("rollouts")
+    (run,) = registry.post("runs/search", experiment_ids=[experiment], filter="tags.application = 'rolled'")["runs"]
+    assert (run["info"]["status"], unpaired(run["data"]["tags"])["outcome"]) == ("FAILED", "failed")
+    page = httpx.get(links.run_file(registry.uri, run["info"]["run_id"], "rollout.html")).text
+    assert "Rolled back at 30%" in page
+    assert f"{registry.uri}/#/models/rolled/versions/1" in page
+    assert f"traces?selectedEvaluationId=tr-{TRACE}" in page
+    described = registry.get("model-versions/get", name="rolled", version="1")["model_version"]["description"]
+    assert described.count("**Rollout: ") == 1
+    assert described.count("**Approval: approved.**") == 1
+    assert told.split(": ", 1)[1] in described
+    assert get_version(registry, "rolled", 1).tags["rollout"] == "Rolled back at 30%"

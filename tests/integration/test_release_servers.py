@@ -135,6 +135,9 @@ def test_a_killed_canary_costs_stable_nothing_and_a_retired_champion_drains(work
         for user in users:
             user.join(10)
         assert all(set(user.got) == {base} for user in users if of[user.session] == base), "stable's users lost nothing"
+        # The others lose what was under way on it, or on its way to it, and are answered by stable until it is back.
+        shown = {user.session: "".join({base: "s", CANARY: "c"}.get(one, "-") for one in user.got) for user in users}
+        assert all(one.count("-") <= 2 for one in shown.values()), shown
 
         # Promoted: an answer under way at the champion before is written to its end, then its server goes.
         last = User(gateway.client, next(session for session, release in of.items() if release == base), pieces=40)

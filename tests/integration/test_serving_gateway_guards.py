@@ -1,4 +1,4 @@
-"""The real Envoy before small stand-in servers: limits, shadow, dead and hung servers, the log, the router's repairs."""
+"""The real Envoy before small stand-in servers: limits, shadow, dead and hung servers, the log, repairs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ import pytest
 from sluice.infra.errors import IntegrityError, UnavailableError
 from sluice.serving.access_log import AccessLog
 from sluice.serving.envoy_routes import Timeouts
-from sluice.serving.gateway_samples import GatewaySamples
+from sluice.serving.gateway_samples import GatewaySamples, ShadowSamples
 from sluice.serving.log_rotation import rotated_logs
 from sluice.serving.observations import Observed
+from sluice.serving.router import EnvoyRouter
 from sluice.serving.routes import RouteState, StaleToken, Target
 from tests.serving.gateway import Gateway, running_gateway
 from tests.serving.samples import target
@@ -38,8 +39,10 @@ def servers() -> Iterator[tuple[Upstream, Upstream]]:
 
 @pytest.fixture
 def gateway(tmp_path: Path, servers: tuple[Upstream, Upstream]) -> Iterator[Gateway]:
-    changes = {"requests_per_s": 3, "timeouts": Timeouts(0.5, 5, 10), "max_log_bytes": 20_000}
-    with running_gateway(tmp_path / "gateway", target("a", servers[0].port), **changes) as running:
+    stable, timeouts = target("a", servers[0].port), Timeouts(0.5, 1, 10)
+    with running_gateway(
+        tmp_path / "gateway", stable, requests_per_s=3, timeouts=timeouts, max_log_bytes=20_000
+    ) as running:
         yield running
 
 
@@ -58,11 +61,10 @@ def entries(gateway: Gateway, count: int) -> list[dict[str, object]]:
     return [json.loads(line) for line in lines]
 
 
-def observed(source: GatewaySamples, canary: Target, stable: Target, count: int, *, shadow: bool = False) -> Observed:
+def observed(source: GatewaySamples, canary: Target, stable: Target, count: int) -> Observed:
     """What is known when there are `count` error rates."""
-    observe = source.shadow_samples if shadow else source.observe
     for _ in range(100):
-        found = observe(canary.release, stable.release, 0, time.time())
+        found = source.observe(canary.release, stable.release, 0, time.time())
         if sum(one.metric == "error_rate" for one in found.samples) >= count:
             break
         time.sleep(0.05)
@@ -168,12 +170,13 @@ def test_a_shadow_is_asked_what_stable_is_asked_and_nobody_sees_its_answer(
     for number in range(4):
         answer = gateway.ask("s", headers={"api-key": str(number), "x-sluice-pass": "shadow"})
         assert (answer.status_code, answer.headers["x-sluice-release"]) == (200, stable.release)
-    source = GatewaySamples(AccessLog(gateway.settings.access_log), gateway.router)
-    found = observed(source, canary, stable, 8, shadow=True)
+    log = AccessLog(gateway.settings.access_log)
+    found = observed(ShadowSamples(log, gateway.router), canary, stable, 8)
+    assert set(found.finished) == {stable.release, canary.release}
     assert [model for model, _ in servers[1].seen] == [canary.served_name] * 4
     rates = {(one.release, one.value, one.detail) for one in found.samples if one.metric == "error_rate"}
     assert rates == {(stable.release, 0.0, ""), (canary.release, 1.0, "HTTP 500")}
-    users = source.observe(canary.release, stable.release, 0, time.time() + 1)
+    users = observed(GatewaySamples(log, gateway.router), canary, stable, 4)
     assert {one.release for one in users.samples} == {stable.release}
     # A probe is nobody's question.
     gateway.ask("s", headers=gateway.router.probe_headers("stable"))
@@ -214,9 +217,8 @@ def test_a_replica_that_dies_is_passed_over(gateway: Gateway, servers: tuple[Ups
     first, second = servers
     both = replace(target("b"), upstreams=(f"127.0.0.1:{first.port}", f"127.0.0.1:{second.port}"))
     gateway.router.apply(RouteState(both))
-    for number in range(6):
-        gateway.ask("s", headers={"api-key": str(number)})
-    assert {len(first.seen), len(second.seen)} == {3}
+    codes = [gateway.ask("s", headers={"api-key": str(number)}).status_code for number in range(6)]
+    assert (codes, {len(first.seen), len(second.seen)}) == ([200] * 6, {3})
     first.die()
     answers = [gateway.ask("s", headers={"api-key": str(number)}).status_code for number in range(10, 22)]
     assert set(answers) == {200}
@@ -294,3 +296,14 @@ def test_traffic_confirms_a_rollback_and_the_log_is_put_aside_without_losing_a_s
     assert set(codes) == {200}
     assert len(rotated_logs(gateway.settings.access_log)) >= 1
     assert (len(seen), len(set(seen))) == (len(codes), len(codes))
+
+
+def test_a_rollback_needs_no_answer_from_the_admin_address(gateway: Gateway, canary: Target) -> None:
+    stable = gateway.router.state().stable
+    gateway.router.apply(RouteState(stable, canary, 100))
+    deaf = EnvoyRouter(replace(gateway.settings, admin_port=9), confirm_s=0.2)
+    with pytest.raises(UnavailableError, match="did not confirm"):
+        deaf.rollback("by hand")
+    assert gateway.ask("s").headers["x-sluice-release"] == stable.release
+    source = GatewaySamples(AccessLog(gateway.settings.access_log), deaf)
+    assert (observed(source, canary, stable, 1).active, gateway.router.drift()) == ({}, ())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import threading
-import urllib.request
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from sluice.components.rollout_facts import gather, keep_policy, store_of
 from sluice.infra.access import login
@@ -21,6 +21,7 @@ from sluice.pipelines.cli import app
 from sluice.pipelines.metrics_server import metrics_server
 from sluice.serving.policy import default_policy
 from sluice.serving.rollout_state import RolloutState
+from sluice.serving.rollout_store import CoolDown
 from sluice.serving.routes import Target
 from tests.serving.rollouts import CANARY, failed, holding, promoted
 
@@ -162,13 +163,11 @@ def test_metrics_are_printed_written_whole_and_served(settings: Settings, tmp_pa
     for text, status in ((lambda: "a 1\n", 200), (failing, 503)):
         with metrics_server(0, text) as server:
             threading.Thread(target=server.handle_request, daemon=True).start()
-            address = f"http://127.0.0.1:{server.server_port}/metrics"
-            try:
-                with urllib.request.urlopen(address, timeout=5) as found:
-                    assert (found.status, found.read()) == (200, b"a 1\n")
-                    assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
-            except urllib.error.HTTPError as error:
-                assert error.code == status
+            found = httpx.get(f"http://127.0.0.1:{server.server_port}/metrics", timeout=5)
+        assert found.status_code == status
+        if status == 200:
+            assert found.text == "a 1\n"
+            assert found.headers["content-type"].startswith("text/plain; version=0.0.4")
 
 
 def test_a_policy_is_shown_as_it_was_when_the_rollout_began(settings: Settings) -> None:
@@ -177,3 +176,30 @@ def test_a_policy_is_shown_as_it_was_when_the_rollout_began(settings: Settings) 
     policy = default_policy().model_copy(update={"bake_s": 1234.0})
     keep_policy(settings, CANARY.release, policy)
     assert gather(settings).policy == policy
+
+
+def test_resume_ends_a_cool_down_in_somebodys_name(settings: Settings) -> None:
+    store = store_of(settings)
+    store.save(failed())
+    store.set_cool_down(CoolDown(CANARY.release, "errors", time.time() + 600))
+    assert "reason" in str(sluice("resume").exception)
+    assert answer("resume", "--reason", "the probe was wrong")["cool_down"] == "ended"
+    ended = store.cool_down()
+    assert ended is not None
+    assert (ended.ended_by, ended.ended_why) == (login(), "the probe was wrong")
+    # Nothing is left to end, and no rollout is under way.
+    assert isinstance(sluice("resume", "--reason", "again").exception, ConflictError)
+
+
+def test_the_lease_and_the_cool_down_beside_the_rollouts_are_none(settings: Settings) -> None:
+    from sluice.serving.controller_lease import FileLease
+
+    folder = settings.home / "rollouts"
+    store_of(settings).save(holding())
+    store_of(settings).set_cool_down(CoolDown(CANARY.release, "slow", time.time() + 60))
+    held = FileLease(folder, "release on host-1").acquire()
+    facts = gather(settings)
+    assert (facts.lease.holder, facts.lease.token, facts.lease.held) == ("release on host-1", held.token, True)
+    assert 50 < facts.cooling_s() <= 60
+    held.release()
+    assert not gather(settings).lease.held

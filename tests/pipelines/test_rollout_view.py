@@ -12,7 +12,7 @@ from sluice.pipelines.cli.rollout_view import RolloutView, interval_line
 from sluice.serving.policy import default_policy
 from sluice.serving.rollout_facts import LeaseFacts, RolloutFacts
 from sluice.serving.rollout_store import CoolDown
-from tests.serving.rollouts import BEGUN, CANARY, STABLE, analysis, facts, failed, holding, metric, promoted
+from tests.serving.rollouts import BEGUN, CANARY, STABLE, analysis, event, facts, failed, holding, metric, promoted
 
 
 def shown(given: RolloutFacts, width: int = 120, **more: Any) -> str:
@@ -41,12 +41,27 @@ def test_who_answers_whom_where_it_stands_and_what_is_missing() -> None:
         ["stable", STABLE.served_name, "70%"],
         ["canary", CANARY.served_name, "30%"],
     ]
-    assert "10% ✓ → [30%] → 50%" in text
+    assert "20% ✓ → [35%] → 50%" in text
     # 7 of the canary by now, 4 of them before this step; the step needs 8.
     assert "3 requests in this step, at least 8" in text
-    assert "ended in 2 min if still undecided" in text
+    assert "ended in 4 min if still undecided" in text
     assert "5 more requests of the canary (7 of 12 in this step)." in text
     assert "(ann)" in text
+
+
+def test_what_was_counted_in_the_shadow_is_no_request_of_a_user() -> None:
+    shadow = event(2.5, "pass", 0, verdict="pass", analysis=analysis(metric(canary_n=17)))
+    state = holding(events=(shadow, *holding().events))
+    assert facts(state).samples() == (3, 8)
+    first = holding(step=0, since=BEGUN + 3, events=(shadow, event(3, "raise", 10)))
+    assert facts(first).samples() == (7, 4)
+    assert facts(holding(phase="baking")).samples() is None
+
+
+def test_a_long_look_takes_one_line_while_it_is_watched_and_all_of_it_in_the_status() -> None:
+    state = holding(events=(*holding().events, event(16, "look", 30, "word " * 60 + "finis", verdict="pass")))
+    assert "finis" not in shown(facts(state))
+    assert "finis" in shown(facts(state), events=0)
 
 
 def test_time_left_is_that_of_the_phase() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,9 @@ from sluice.provenance.releases import (
     promote,
     read_state,
     record_approval,
+    record_failure,
     record_rejection,
+    record_rollout_step,
 )
 from tests.provenance.release_actions import BASE, LATER, NOW, REPORT, A, B, admit, decide, make_champion, step
 
@@ -268,3 +271,25 @@ def test_an_approval_whose_answer_was_lost_is_found_again_whatever_came_of_it(le
     promote(ledger, release=A, expected_champion=BASE, actor="release", now=NOW)
     late = NOW + timedelta(days=70)
     assert record_approval(ledger, adapter=A, approver="ann", now=late) == given
+
+
+def test_a_step_passes_by_order_of_a_person_and_no_failure_does(ledger: Ledger) -> None:
+    make_champion(ledger, BASE)
+    admit(ledger, A)
+    step(ledger, A, 10, "pending")
+    with pytest.raises(GateRefused, match="holds at weight 10"):
+        promote(ledger, release=A, expected_champion=BASE, actor="release", now=NOW)
+    passed: dict[str, Any] = {"release": A, "step": 1, "weight": 10, "analysis": None, "actor": "release", "now": NOW}
+    with pytest.raises(InputError, match="says why"):
+        record_rollout_step(ledger, verdict="pass", ordered_by="ann", **passed)
+    with pytest.raises(InputError, match="an order lets a step pass"):
+        record_rollout_step(ledger, verdict="inconclusive", ordered_by="ann", reason="it leaks", **passed)
+    record_rollout_step(ledger, verdict="pass", ordered_by="ann", reason="it leaks", **passed)
+    last = read_state(ledger).rollout_steps(A)[-1]
+    assert (last.ordered_by, last.reason) == ("ann", "it leaks")
+    promote(ledger, release=A, expected_champion=BASE, actor="release", now=NOW)
+    record_failure(ledger, release=A, reason="errors", actor="release", analysis=REPORT)
+    with pytest.raises(GateRefused, match="failed at"):
+        record_rollout_step(ledger, verdict="pass", ordered_by="ann", reason="it leaks", **passed)
+    with pytest.raises(GateRefused, match="failed at"):
+        record_approval(ledger, adapter=A, approver="bob", now=NOW)

@@ -24,7 +24,8 @@ from sluice.serving.http_route_rules import DIRECT_RESPONSE, HTTP_ROUTE, TRAFFIC
 
 
 class ClusterGateway:
-    """`mode`: "follow", "silent" (the controller is dead, the proxies keep what they have) or "refuse". `models` are
+    """`mode`: "follow", "silent" (the controller is dead, the proxies keep what they have) or "refuse". `behind`: the
+    controller accepts and the proxies keep what they have. `models` are
     the names that the servers hold. `running` are lines of the metrics page. `seen` are (rule, model) of answers."""
 
     def __init__(self, objects: KubernetesObjects, kind: Kind, name: str) -> None:
@@ -37,7 +38,9 @@ class ClusterGateway:
         self._objects = objects
         self._kind = kind
         self._name = name
+        self._looked: tuple[int, str] = (0, "")
         self._named: dict[str, dict[str, Any]] = {}
+        self.behind = False
         self._end = threading.Event()
 
     def follow(self) -> None:
@@ -55,7 +58,7 @@ class ClusterGateway:
 
     def _look(self) -> None:
         found = self._objects.get(self._kind, self._name)
-        if found is None or found["spec"] == self.live.get("spec"):
+        if found is None or (found["metadata"]["generation"], self.mode) == self._looked:
             return
         if self._kind is HTTP_ROUTE:
             refused = self.mode == "refuse"
@@ -70,9 +73,11 @@ class ClusterGateway:
             parent = {"parentRef": found["spec"]["parentRefs"][0], "controllerName": "kgateway.dev/kgateway"}
             body = found | {"status": {"parents": [parent | {"conditions": conditions}]}}
             self._objects._ask("PUT", self._kind, f"{self._name}/status", body)
+            self._looked = (found["metadata"]["generation"], self.mode)
             if refused:
                 return
-        self.live = found
+        if not self.behind:
+            self.live = found
 
     def answer(self, method: str, path: str, headers: dict[str, str], body: Any) -> tuple[int, dict[str, str], Any]:
         if path == "/metrics":

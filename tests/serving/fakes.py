@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from sluice.infra.progress import Report, no_report
 from sluice.serving.analysis import AnalysisResult, Verdict
 from sluice.serving.control import Order
 from sluice.serving.observations import Observed, Sample
-from sluice.serving.policy import RolloutPolicy, default_policy
+from sluice.serving.policy import RolloutPolicy, ShadowPolicy, default_policy
 from sluice.serving.probes import ProbeCheck, ProbeReport
 from sluice.serving.rollout import Rollout
 from sluice.serving.rollout_state import RolloutEvent, RolloutState
@@ -271,8 +272,6 @@ class Memory:
         if isinstance(self.ledger_down, UnavailableError):
             raise self.ledger_down
         if self.ledger_down is not None:
-            import threading
-
             threading.Event().wait()
 
     def authorize(self) -> None:
@@ -344,11 +343,13 @@ def quick(**changes: object) -> RolloutPolicy:
     """The policy of the demonstration with three short steps, and `changes` of its steps."""
     policy = default_policy()
     steps = tuple(
-        step.model_copy(update={"minimum_time_s": 1.0, "maximum_time_s": 60.0, **changes}) for step in policy.steps
+        step.model_copy(update={"weight": weight, "minimum_time_s": 1.0, "maximum_time_s": 60.0, **changes})
+        for step, weight in zip(policy.steps, (10, 30, 50), strict=True)
     )
-    return policy.model_copy(update={"steps": steps, "bake_s": 1.0})
+    shadow = ShadowPolicy(percent=100, requests=6, maximum_time_s=120)
+    return policy.model_copy(update={"steps": steps, "bake_s": 1.0, "shadow": shadow})
 
 
 def unlike(stable: str, canary: Mapping[str, float]) -> Figures:
     """Healthy figures for stable, these for everybody else."""
-    return lambda release, known: HEALTHY if release == stable else {**HEALTHY, **canary}
+    return lambda release, _: HEALTHY if release == stable else {**HEALTHY, **canary}

@@ -27,8 +27,8 @@ def metric(name: str = "error_rate", **changes: Any) -> MetricResult:
     return replace(one, **changes)
 
 
-def analysis(*metrics: MetricResult, **changes: Any) -> AnalysisResult:
-    return AnalysisResult("inconclusive", "5 more requests of the canary (7 of 12 in this step).", metrics, **changes)
+def analysis(*metrics: MetricResult) -> AnalysisResult:
+    return AnalysisResult("inconclusive", "5 more requests of the canary (7 of 12 in this step).", metrics)
 
 
 FIGURES = analysis(
@@ -74,7 +74,7 @@ def failed(**changes: Any) -> RolloutState:
         Conviction(TRACE, "s-1", "thumbs_down", 1.0, "thumbs down", BEGUN + 20),
         Conviction("8f1d2c3a-0001-4aaa-9bbb-0123456789ab", USERS_WORDS, "thumbs_down", 1.0, "", BEGUN + 21),
     )
-    found = analysis(thumbs, *FIGURES.metrics, convicting=requests)
+    found = AnalysisResult("fail", thumbs.sentence, (thumbs, *FIGURES.metrics), requests)
     before = holding()
     ends = (
         event(22, "rollback", 0, f"Everybody is back on {STABLE.served_name}.", verdict="fail", analysis=found, step=1),
@@ -102,7 +102,7 @@ def facts(state: RolloutState | None = None, **changes: Any) -> RolloutFacts:
         rollout=state,
         policy=default_policy(),
         active={STABLE.release: 5, CANARY.release: 2},
-        slots=(2, 4),
+        slots=("http://127.0.0.1:8000 holds 2 of 4 adapters.",),
         lease=LeaseFacts("release on host-1", 7, state is not None and not state.ended),
     )
     return replace(found, **changes)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sluice.serving.observations import Sample
 from sluice.serving.routes import Target
+from sluice.statistics.paired import Floats
 
 
 def digest(letter: str) -> str:
@@ -20,11 +21,16 @@ def target(letter: str, port: int = 8101) -> Target:
 
 
 def stream(
-    metric: str, canary: Sequence[float], stable: Sequence[float], *, begin: float = 0.0, seconds: float = 100.0
+    metric: str,
+    canary: Sequence[float] | Floats,
+    stable: Sequence[float] | Floats,
+    *,
+    begin: float = 0.0,
+    seconds: float = 100.0,
 ) -> list[Sample]:
     """Values of a metric, of each release evenly spread over the same `seconds` from `begin` (epoch seconds) on."""
     found = [
-        Sample(metric, release, value, begin + seconds * (index + 0.5) / len(values), f"{release[7:8]}{index}")
+        Sample(metric, release, float(value), begin + seconds * (index + 0.5) / len(values), f"{release[7:8]}{index}")
         for release, values in ((CANARY, canary), (STABLE, stable))
         for index, value in enumerate(values)
     ]

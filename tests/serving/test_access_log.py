@@ -13,7 +13,7 @@ from sluice.infra.errors import UnavailableError
 from sluice.serving.access_log import AccessLog, parse_line
 from sluice.serving.envoy_admin import Traffic
 from sluice.serving.envoy_clusters import cluster_name, guarded_cluster, shadow_cluster
-from sluice.serving.gateway_samples import GATEWAY_METRICS, GatewaySamples
+from sluice.serving.gateway_samples import GATEWAY_METRICS, GatewaySamples, ShadowSamples
 from sluice.serving.observations import Observed
 from tests.serving.samples import digest
 
@@ -142,16 +142,16 @@ def test_a_shadow_is_paired_with_what_its_user_got(tmp_path: Path) -> None:
         + shadow("c")  # nobody's
         + line(CANARY, request_id="d") + shadow("d")  # the canary's own user
     )  # fmt: skip
-    source = GatewaySamples(AccessLog(path), Counts())
-    assert not source.shadow_samples(CANARY, STABLE, 0, 1005).samples
-    found = source.shadow_samples(CANARY, STABLE, 1005, 1100)
+    source = ShadowSamples(AccessLog(path), Counts())
+    assert not source.observe(CANARY, STABLE, 0, 1005).samples
+    found = source.observe(CANARY, STABLE, 1005, 1100)
     assert {one.request_id for one in found.samples} == {"a"}
     assert {one.known for one in found.samples} == {1010.0}
     assert values(found, "error_rate") == [1]
     assert values(found, "error_rate", STABLE) == [0]
     with path.open("a") as stream:
         stream.write(shadow("b", total_ms=50_000))
-    assert {one.request_id for one in source.shadow_samples(CANARY, STABLE, 1100, 1200).samples} == {"b"}
+    assert {one.request_id for one in source.observe(CANARY, STABLE, 1100, 1200).samples} == {"b"}
 
 
 @settings(max_examples=60, deadline=None)
@@ -162,7 +162,8 @@ def test_no_line_is_lost_or_doubled_by_rotation_late_lines_or_half_ones(
     path = tmp_path_factory.mktemp("log") / "access.jsonl"
     log = AccessLog(path)
     stream = path.open("a")
-    now, written, seen, asked, rest = 1000.0, 0, [], 0.0, ""
+    now, written, asked, rest = 1000.0, 0, 0.0, ""
+    seen: list[str] = []
 
     def write(begun: float) -> str:
         nonlocal written
@@ -203,5 +204,5 @@ def test_no_line_is_lost_or_doubled_by_rotation_late_lines_or_half_ones(
 def test_a_line_without_its_fields_is_damaged_and_one_without_a_release_is_nobodys() -> None:
     assert parse_line(json.dumps({"cluster": "-"}).encode()) is None
     for damaged in (b"[]", b"not json", b"\xff", json.dumps({"cluster": cluster_name(CANARY), "ts": "1"}).encode()):
-        with pytest.raises(ValueError, match="access log|Expecting|decode"):
+        with pytest.raises(ValueError, match=r"access log|Expecting|decode"):
             parse_line(damaged)

@@ -21,10 +21,8 @@ ENOUGH = Minimum(requests=12)
 GOOD, BAD = [0.0] * 60, [1.0] * 60
 
 
-def policy(*, requests_per_session: int = 0, **metrics: MetricPolicy) -> AnalysisPolicy:
-    return AnalysisPolicy(
-        false_rollback=0.01, false_pass=0.05, requests_per_session=requests_per_session, metrics=metrics
-    )
+def policy(**metrics: MetricPolicy) -> AnalysisPolicy:
+    return AnalysisPolicy(false_rollback=0.01, false_pass=0.05, requests_per_session=0, metrics=metrics)
 
 
 def look(
@@ -220,6 +218,9 @@ def test_values_that_cannot_be_are_never_a_pass(value: float) -> None:
         result = look(samples, by)
         assert result.verdict == "inconclusive"
     assert "values that cannot be, 60 of the canary and 0 of stable" in result.sentence
+    if value != 1.5:  # which is a time
+        slow = stream("total_time", [*times(1, 60), value, value], times(2, 300))
+        assert look(slow, policy(total_time=TIMES), Minimum(requests=1)).metrics[0].verdict == "inconclusive"
     # One in hundreds is dropped, and nothing else.
     assert look(stream("error_rate", [*GOOD, *GOOD, value], [0.0] * 300), by).verdict == "pass"
 
@@ -288,17 +289,23 @@ def test_superior_passes_only_what_is_better(metric: str, base: MetricPolicy) ->
     assert only(look(stream(metric, better, two), by)).verdict == "pass"
 
 
+def test_times_that_are_equal_are_not_better() -> None:
+    by = policy(total_time=TIMES.model_copy(update={"superior": True}))
+    assert only(look(stream("total_time", [7.0] * 300, [7.0] * 300), by)).verdict == "inconclusive"
+
+
 def test_of_a_session_only_the_first_requests_count() -> None:
     """One person whose every request fails is no reason to roll back."""
     failing = [Sample("error_rate", CANARY, 1.0, index, session="one") for index in range(60)]
     others = [Sample("error_rate", STABLE, 0.0, index + 0.5, session=f"{index}") for index in range(60)]
     assert look([*failing, *others], policy(error_rate=RATE)).verdict == "fail"
-    result = look([*failing, *others], policy(error_rate=RATE, requests_per_session=2))
+    first = policy(error_rate=RATE).model_copy(update={"requests_per_session": 2})
+    result = look([*failing, *others], first)
     assert result.verdict == "inconclusive"
     assert only(result).canary_n == 2
     assert "(2 of 12 in this step)" in result.sentence
     nameless = [Sample("error_rate", CANARY, 1.0, index) for index in range(60)]
-    assert look([*nameless, *others], policy(error_rate=RATE, requests_per_session=2)).verdict == "fail"
+    assert look([*nameless, *others], first).verdict == "fail"
 
 
 def test_other_releases_and_metrics_do_not_count() -> None:

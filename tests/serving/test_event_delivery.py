@@ -61,7 +61,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def sink(url: str, path: Path, *stored: RolloutState, **more: str) -> WebhookEvents:
-    return WebhookEvents("assistant", Webhook(url, **more), path, lambda: stored, pause=lambda attempt: 0.01)
+    return WebhookEvents("assistant", Webhook(url, **more), path, lambda: stored, pause=lambda _: 0.01)
 
 
 def tell(events: WebhookEvents, state: RolloutState, since: int = 0) -> None:

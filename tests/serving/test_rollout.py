@@ -11,12 +11,19 @@ import pytest
 from sluice.infra.errors import ConflictError, GateRefused, UnavailableError
 from sluice.serving.policy import default_policy
 from sluice.serving.rollout_interfaces import RolloutResult
+from sluice.serving.rollout_state import RolloutState
 from sluice.serving.routes import RouteState
 from tests.serving.fakes import BROKEN, HEALTHY, Figures, Killed, Memory, healthy, quick, unlike
 from tests.serving.samples import target
 
 STABLE, CANARY = target("a"), target("c")
 ALL_STEPS = [0, 10, 30, 50]
+
+
+@pytest.fixture(autouse=True)
+def _without_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a power cut would lose is not asked here, and flushing costs more than all the rest."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
 
 
 def memory(folder: Path, figures: Figures = healthy) -> Memory:
@@ -182,6 +189,13 @@ def test_a_rollback_by_hand_ends_the_rollout(tmp_path: Path) -> None:
     assert "failure by hand" in application.log
 
 
+def short(folder: Path, figures: Figures) -> Memory:
+    """Two steps: every kind of move, and as few points at which to die."""
+    application = memory(folder, figures)
+    application.policy = application.policy.model_copy(update={"steps": application.policy.steps[:2]})
+    return application
+
+
 def run_with_kills(application: Memory) -> RolloutResult:
     """Run, die where the memory says, run again as a new process would."""
     try:
@@ -192,28 +206,28 @@ def run_with_kills(application: Memory) -> RolloutResult:
 
 
 def writes_of(folder: Path, figures: Figures) -> int:
-    application = memory(folder, figures)
+    application = short(folder, figures)
     application.rollout().run()
     return application.writes
 
 
 def test_killed_at_any_write_a_healthy_rollout_converges(tmp_path: Path) -> None:
     points = writes_of(tmp_path / "count", healthy)
-    assert points > 30
+    assert points > 25
     for point in range(1, points + 1):
-        application = memory(tmp_path / str(point), healthy)
+        application = short(tmp_path / str(point), healthy)
         application.kill_at = point
         assert run_with_kills(application).verdict == "promote", point
         weights = application.weights()
         assert weights == sorted(weights), point
-        assert set(weights) == set(ALL_STEPS), point
-        assert {f"step {n} pass" for n in range(3)} <= set(application.log), point
+        assert set(weights) == {0, 10, 30}, point
+        assert {f"step {n} pass" for n in range(2)} <= set(application.log), point
 
 
 @pytest.mark.parametrize("moment", [1000.0, 1002.0])
 def test_killed_at_any_write_a_failing_rollout_never_rises_again(tmp_path: Path, moment: float) -> None:
     for point in range(1, writes_of(tmp_path / "count", broken_from(moment)) + 1):
-        application = memory(tmp_path / str(point), broken_from(moment))
+        application = short(tmp_path / str(point), broken_from(moment))
         application.kill_at = point
         assert run_with_kills(application).verdict == "failed", point
         weights = application.weights()
@@ -287,15 +301,14 @@ def test_a_gateway_that_does_not_answer_is_asked_until_users_are_back(tmp_path: 
 def test_a_store_without_room_holds_and_does_not_hinder_the_way_back(tmp_path: Path) -> None:
     application = memory(tmp_path, broken_from(1006.0))
     save = application.store.save
-    full = lambda: application.clock.now() > 1002  # noqa: E731
     rollout = application.rollout()
 
-    def refuse(state: object) -> None:
-        if full():
+    def refuse(state: RolloutState) -> None:
+        if application.clock.now() > 1002:
             raise UnavailableError("no space left on device")
-        save(state)  # type: ignore[arg-type]
+        save(state)
 
-    rollout._store.save = refuse  # type: ignore[method-assign, assignment]
+    rollout._store.save = refuse  # type: ignore[method-assign]
     with pytest.raises(UnavailableError, match="no space"):
         rollout.run()
     assert application.router.now == RouteState(STABLE)

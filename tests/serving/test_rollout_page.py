@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
+from sluice.serving.analysis import Conviction
 from sluice.serving.policy import default_policy
 from sluice.serving.rollout_charts import history
 from sluice.serving.rollout_page import PageFacts, rollout_page
@@ -14,6 +16,7 @@ from sluice.serving.rollout_state import RolloutState
 from tests.serving.rollouts import (
     BEGUN,
     CANARY,
+    FIGURES,
     STABLE,
     TRACE,
     USERS_WORDS,
@@ -86,6 +89,21 @@ def test_a_failure_names_the_metric_the_figures_and_the_requests() -> None:
     assert "8f1d2c3a-0001-4aaa-9bbb-0123456789ab" in page.text
 
 
+def test_what_ended_it_at_once_is_told_though_no_metric_had_failed() -> None:
+    requests = tuple(Conviction(f"r-{at}", "s", "error_rate", 1.0, "HTTP 503", BEGUN + at) for at in range(12))
+    tripped = replace(FIGURES, verdict="fail", sentence="12 of 12 answers failed within 10 s.", convicting=requests)
+    html = rollout_page(failed(reason=tripped.sentence, analysis=tripped), PageFacts("assistant"))
+    assert "Ended at once" in html
+    assert html.index("r-11") < html.index("4 more") < html.index("r-3<")
+    assert html.count("HTTP 503") == 12
+
+
+def test_a_person_who_aborts_it_convicts_nobody() -> None:
+    page = read(failed(reason="slow (aborted by ann)", analysis=FIGURES))
+    assert "slow (aborted by ann)" in page.text
+    assert "convicted" not in page.text
+
+
 def test_what_users_and_servers_sent_is_shown_as_text() -> None:
     html = rollout_page(failed(), PageFacts("assistant"))
     assert USERS_WORDS not in html
@@ -120,9 +138,18 @@ def test_a_metric_without_figures_is_a_gap_and_no_zero() -> None:
         event(10 * number, "look", 10, analysis=analysis(one))
         for number, one in enumerate((known, known, unknown, known, known))
     )
-    state = holding(events=looks, analysis=looks[-1].analysis)
+    state = holding(begun=0.0, events=looks, analysis=looks[-1].analysis)
     assert [one for _, one in history(state, "error_rate")] == [known, known, unknown, known, known]
     assert rollout_page(state, PageFacts("assistant")).count('class="band"') == 2
+
+
+def test_the_shadow_and_what_has_no_figures_at_all_are_not_drawn() -> None:
+    shadow = event(1, "pass", 0, verdict="pass", analysis=analysis(metric(estimate=0.9)))
+    state = holding(events=(shadow, *holding().events))
+    assert [one.canary_n for _, one in history(state, "error_rate")] == [4, 7]
+    html = rollout_page(state, PageFacts("assistant"))
+    assert html.count('class="metric ') == 3  # of four: nothing is known of the judge's score
+    assert "Judge score" in html
 
 
 def test_a_clock_that_jumped_back_draws_all_the_same() -> None:

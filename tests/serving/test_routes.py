@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sluice.serving.envoy import GatewaySettings, gateway_service, prepare_gatew
 from sluice.serving.envoy_clusters import cluster_name, clusters, guarded_cluster, release_of, shadow_cluster
 from sluice.serving.envoy_listeners import bootstrap
 from sluice.serving.envoy_routes import Timeouts, routes
+from sluice.serving.log_rotation import rotated_logs
 from sluice.serving.router import EnvoyRouter
 from sluice.serving.routes import RouteState, Target
 from tests.serving.samples import digest, target
@@ -102,8 +104,10 @@ def test_preparing_again_keeps_key_and_routes(tmp_path: Path) -> None:
     prepare_gateway(gateway)
     EnvoyRouter(gateway).seed(target("a"))
     key, content = probe_key(gateway), gateway.routes_file.read_text()
-    prepare_gateway(gateway)
+    gateway.access_log.write_text("x" * 11)
+    prepare_gateway(replace(gateway, max_log_bytes=10))
     assert (probe_key(gateway), gateway.routes_file.read_text()) == (key, content)
+    assert [found.read_text() for found in rotated_logs(gateway.access_log)] == ["x" * 11]
     # A second seed is not a change of mind.
     assert EnvoyRouter(gateway).seed(target("b")).stable == target("a")
     assert len(key) == 48
@@ -118,6 +122,12 @@ def test_the_gateway_listens_on_the_loopback_address_only(tmp_path: Path) -> Non
     command = gateway_service(settings(tmp_path), "envoy").command
     assert command[command.index("--file-flush-interval-msec") + 1] == "200"
     assert "--disable-hot-restart" in command
+
+
+def test_a_changed_bootstrap_is_another_part_so_that_the_gateway_starts_anew(tmp_path: Path) -> None:
+    made = settings(tmp_path)
+    assert gateway_service(made, "envoy") == gateway_service(made, "envoy")
+    assert gateway_service(replace(made, max_body_bytes=5), "envoy") != gateway_service(made, "envoy")
 
 
 def test_without_routes_and_with_damaged_ones_the_router_says_so(tmp_path: Path) -> None:
@@ -144,13 +154,17 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+def fill_up(disk: Path) -> None:
+    with suppress(OSError), (disk / "fill").open("wb", buffering=0) as stream:
+        while stream.write(b"x" * 4096) == 4096:
+            pass
+
+
 def test_what_is_kept_aside_is_written_on_a_full_disk(small_disk: Path) -> None:
     file = small_disk / "routes.json"
     replace_file(file, "old")
     reserve(file)
-    with pytest.raises(OSError, match="space"), (small_disk / "fill").open("wb") as fill:
-        while True:
-            fill.write(b"x" * 4096)
+    fill_up(small_disk)
     with pytest.raises(UnavailableError, match="space"):
         replace_file(file, "a raise must not use it up")
     assert file.read_text() == "old"
@@ -167,9 +181,7 @@ def test_a_rollback_is_written_on_a_full_disk(small_disk: Path) -> None:
     content = json.loads(router.settings.state_file.read_text())
     content["state"] = RouteState(target("a"), target("c"), 25).to_json()
     replace_file(router.settings.state_file, json.dumps(content))
-    with pytest.raises(OSError, match="space"), (small_disk / "fill").open("wb") as fill:
-        while True:
-            fill.write(b"x" * 4096)
+    fill_up(small_disk)
     # No Envoy runs here, so nobody confirms; the files are written all the same.
     with pytest.raises(UnavailableError, match="did not confirm"):
         router.rollback("by hand")

@@ -47,7 +47,7 @@ def write_tiny_llama(folder: Path) -> None:
 
 
 def write_adapter(folder: Path, *, scale: float, seed: int, hidden: int = HIDDEN) -> None:
-    """A LoRA adapter in PEFT's layout; with `scale` 0 it changes nothing, with another `hidden` it fits another base."""
+    """A LoRA adapter in PEFT's layout; with `scale` 0 it changes nothing, with another `hidden` it fits no base."""
     from safetensors.numpy import save_file
 
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A stand-in for vLLM that holds adapters under names and says what it is told, over HTTP: for tests without a model."""
+"""A stand-in for vLLM that holds adapters under names and says what it is told: for tests without a model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class VllmServer:
     slots: int | None = 4
     asked: list[str] = field(default_factory=list)
     prompt: tuple[int, ...] = PROMPT
-    on_load: Callable[[Path], None] = lambda _: None
+    on_load: Callable[[Path], object] = lambda _: None
 
     def answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, object]:
         if path == "/v1/models":
@@ -56,7 +56,7 @@ class VllmServer:
         if model != self.base and model not in self.adapters:
             return 404, {"error": {"message": f"no model {model}"}}
         said = self.says(model, self.adapters.get(model))[: body["max_tokens"]]
-        steps = [
+        steps: list[dict[str, Any]] = [
             {"token": f"t{token}", "logprob": value, "top_logprobs": [{"token": f"t{token}", "logprob": value}]}
             for token, value in said
         ]

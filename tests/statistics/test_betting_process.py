@@ -14,20 +14,25 @@ from sluice.statistics.sequential import betting_p
 values = st.lists(st.floats(-1, 1, allow_nan=False), max_size=60).map(np.array)
 
 
+def draws(rng: np.random.Generator, shape: int | tuple[int, int], mean: float) -> Floats:
+    """Zeros and ones with this mean."""
+    return rng.binomial(1, mean, shape).astype(np.float64)
+
+
 @given(parts=st.lists(values, min_size=1, max_size=4), nulls=st.lists(st.floats(-0.99, 0.99), min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)
 def test_in_parts_it_says_what_all_at_once_says(parts: list[Floats], nulls: list[float]) -> None:
     process = BettingProcess(np.array(nulls), -1, 1)
     for part in parts:
         process.add(part)
-    whole = np.concatenate(parts)
+    whole: Floats = np.concatenate(parts)
     assert process.count == len(whole)
     assert process.p == pytest.approx([betting_p(whole, null, -1, 1) for null in nulls])
 
 
 def test_each_null_may_have_values_of_its_own() -> None:
     rng = np.random.default_rng(1)
-    columns = (rng.random((3000, 2)) < 0.6) * 1.0
+    columns = draws(rng, (3000, 2), 0.6)
     process = BettingProcess(np.array([0.5, 0.55]), 0, 1)
     process.add(columns)
     expected = [betting_p(columns[:, 0], 0.5, 0, 1), betting_p(columns[:, 1], 0.55, 0, 1)]
@@ -44,7 +49,7 @@ def test_nulls_at_the_bounds() -> None:
 
 def test_after_a_long_time_of_one_kind_a_restart_sees_a_change_sooner() -> None:
     rng = np.random.default_rng(2)
-    before, after = (rng.random(3000) < 0.45) * 1.0, (rng.random(600) < 0.65) * 1.0
+    before, after = draws(rng, 3000, 0.45), draws(rng, 600, 0.65)
     stale, fresh = BettingProcess(np.array([0.5]), 0, 1), BettingProcess(np.array([0.5]), 0, 1, kept=0.25)
     for process in (stale, fresh):
         process.add(before)
@@ -61,7 +66,7 @@ def test_restarts_keep_the_level() -> None:
     for _ in range(600):
         process = BettingProcess(np.array([0.5]), 0, 1, kept=0.5)
         for _ in range(4):
-            process.add((rng.random(100) < 0.5) * 1.0)
+            process.add(draws(rng, 100, 0.5))
             process.restart()
         found += bool(process.p[0] <= 0.05)
     # Binomial tolerance, three standard errors: 0.027.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from sluice.infra.progress import duration_text
 from sluice.training.journal import Event, Line, StepMetrics, Validation
 from sluice.training.progress_line import WARNING_STEPS, ProgressLine
-from sluice.training.run_figures import RunFigures, duration_text, loss_text, number_text
+from sluice.training.run_figures import RunFigures, loss_text, number_text
 
 
 def step(number: int, *, at: float, seconds: float = 2.0, attempt: int = 0, loss: float = 1.25) -> StepMetrics:

@@ -11,23 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.table import Table
 
 from sluice.infra.access import require
 from sluice.infra.errors import ConflictError, InputError
 from sluice.infra.settings import Settings, load_settings
-from sluice.pipelines.cli.output import JsonFlag, console, show_json, show_table
+from sluice.pipelines.cli.output import JsonFlag, console, show_json
 
 if TYPE_CHECKING:
     from sluice.serving.control import OrderKind
     from sluice.serving.rollout_facts import RolloutFacts
     from sluice.serving.rollout_state import RolloutState
 
-release_app = typer.Typer(
-    no_args_is_help=True, help="Watch the rollout under way, steer it, end it."
-)
+release_app = typer.Typer(no_args_is_help=True, help="Watch the rollout under way, steer it, end it.")
 
 _START = "`sluice approve VERSION` starts one; `sluice release history` lists those before."
 _INTERVAL_S = 0.5
+_WIDE = 140
 _HEAD_LINES = 30
 """Of the live view, above the events."""
 
@@ -47,7 +47,7 @@ def status(release: Release = "", as_json: JsonFlag = False) -> None:
     """Show who answers users now, and where the rollout stands: steps, time left, every metric, what is missing."""
     from sluice.pipelines.cli.rollout_view import RolloutView
 
-    facts = _facts(load_settings(), release)
+    facts = _facts(load_settings(), release, servers=True)
     if as_json:
         show_json(facts.to_json())
         return
@@ -99,8 +99,23 @@ def pause(release: Release = "", reason: Why = "", as_json: JsonFlag = False) ->
 
 @release_app.command("resume")
 def resume(release: Release = "", reason: Why = "", as_json: JsonFlag = False) -> None:
-    """Go on after a pause; the time of the step goes on where it stood."""
-    _order("resume", release, reason, as_json=as_json)
+    """Go on after a pause; the time of the step goes on where it stood.
+
+    Without a rollout under way it ends the cool-down after a failed one, and says why.
+    """
+    from sluice.components.rollout_facts import store_of
+
+    settings = load_settings()
+    facts = _facts(settings, release)
+    if not facts.cooling_s() or (facts.rollout is not None and not facts.rollout.ended):
+        _order("resume", release, reason, as_json=as_json)
+        return
+    identity = require(settings, "release resume", reason)
+    store_of(settings).end_cool_down(identity, reason.strip())
+    if as_json:
+        show_json({"order": "resume", "cool_down": "ended", "by": identity, "reason": reason})
+        return
+    console.print(f"{escape(identity)} ended the cool-down; the next rollout may begin.")
 
 
 @release_app.command("promote")
@@ -129,9 +144,7 @@ def abort(
 
 @release_app.command("history")
 def history(
-    release: Annotated[
-        str, typer.Argument(metavar="[RELEASE]", help="Only this one: digest or name")
-    ] = "",
+    release: Annotated[str, typer.Argument(metavar="[RELEASE]", help="Only this one: digest or name")] = "",
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the timeline of RELEASE as a page that needs no network")
     ] = None,
@@ -155,12 +168,7 @@ def history(
     if as_json:
         show_json(rows)
         return
-    show_table(
-        "rollouts",
-        ["release", "begun", "took", "outcome", "highest", "by", "worst metric", "why"],
-        [[row["name"], _clock(row["begun"]), row["took"], row["outcome"], f"{row['highest']}%", ", ".join(row["by"]),
-          row["worst"], row["why"]] for row in rows],
-    )  # fmt: skip
+    console.print(_table(rows) if rows else "rollouts: none yet")
 
 
 @release_app.command("drift")
@@ -239,12 +247,12 @@ def _order(kind: OrderKind, release: str, reason: str, *, as_json: bool) -> None
         console.print("[yellow]No controller is at work now; the next one obeys (`sluice run release`).[/]")
 
 
-def _facts(settings: Settings, release: str = "") -> RolloutFacts:
+def _facts(settings: Settings, release: str = "", *, servers: bool = False) -> RolloutFacts:
     """Facts about the rollout that `release` names. Raises `InputError` when it names none or several."""
     from sluice.components.rollout_facts import gather, store_of
 
     if not release:
-        return gather(settings)
+        return gather(settings, servers=servers)
     states = store_of(settings).states()
     digits = release.removeprefix("sha256:")
     found = [
@@ -257,7 +265,7 @@ def _facts(settings: Settings, release: str = "") -> RolloutFacts:
             f"RELEASE = {release!r} names {'no rollout' if not found else f'{len(found)} rollouts'}.",
             hint=f"There are {', '.join(state.target.served_name for state in states) or 'none yet'}.",
         )
-    return gather(settings, found[0].release)
+    return gather(settings, found[0].release, servers=servers)
 
 
 def _under_way(facts: RolloutFacts) -> RolloutState:
@@ -290,6 +298,21 @@ def _row(state: RolloutState) -> dict[str, Any]:
     }
 
 
+def _table(rows: list[dict[str, Any]]) -> Table:
+    """What does not fit is wrapped; names, times and outcomes never are. Why comes where there is room for it."""
+    wide = console.width >= _WIDE
+    table = Table(title="rollouts", title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for name in ("release", "begun", "took", "outcome"):
+        table.add_column(name, no_wrap=True)
+    for name in ("highest", "by", "worst metric", *(["why"] if wide else [])):
+        table.add_column(name)
+    for row in rows:
+        cells = [row["name"], _clock(row["begun"]), row["took"], row["outcome"], f"{row['highest']}%"]
+        cells += [", ".join(row["by"]) or "controller", row["worst"], *([row["why"]] if wide else [])]
+        table.add_row(*(escape(cell) for cell in cells))
+    return table
+
+
 def _worst(state: RolloutState) -> str:
     """The deciding metric whose interval reaches furthest towards worse, on the scale of its own margin."""
     from sluice.serving.interval_scale import difference_text, share_of
@@ -303,4 +326,4 @@ def _worst(state: RolloutState) -> str:
 
 
 def _clock(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
+    return time.strftime("%m-%d %H:%M", time.localtime(seconds))

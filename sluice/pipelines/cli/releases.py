@@ -130,7 +130,9 @@ def go_back(verb: str, reason: str, *, promoted_too: bool, as_json: bool) -> Non
 
     settings = load_settings()
     identity = require(settings, verb, reason)
-    told = roll_back(settings, reason, promoted_too=promoted_too, actor=identity)
+    # The controller reads it from the gateway, and tells everybody in whose name its rollout ended.
+    said = reason if promoted_too else f"{reason} (aborted by {identity})"
+    told = roll_back(settings, said, promoted_too=promoted_too, actor=identity)
     if as_json:
         show_json(told)
         return

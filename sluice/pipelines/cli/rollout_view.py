@@ -1,7 +1,7 @@
 """A rollout on a terminal: who answers whom, where it stands, how every metric looks. Colour is never the only sign.
 
-metric        canary  stable   difference                  │ as stable   ┆ fails above   ║ margin
-error rate         7      16   +1.2 pts (-3.0 to +5.1)   ──●──│──         ┆              ║         ? inconclusive
+metric           n       difference                 better ←   → worse            verdict
+error rate       7 / 16  +1.2 pts  -3.0 to +5.1    ──●──│──    ┆           ║     ? inconclusive
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ PHASES = {
     "failed": "everybody is back on stable, and it may not rise again",
 }  # fmt: skip
 PAUSED = "paused: it keeps this share, is compared with stable, and is rolled back if it fails"
-LEGEND = (
-    "│ as stable   ┆ fails when all of the interval is right of it   ║ passes when all is left of it   "
-    "( ) shown, not deciding"
-)
+LEGEND = "│ as stable   ┆ fails when all is right of it   ║ passes when all is left of it   ( ) shown, not deciding"
 SHORT_LEGEND = "│ as stable  ┆ fails right of it  ║ passes left of it  ( ) not deciding"
 _NARROW, _WIDE = 116, 160
 _EVENTS = 6
@@ -144,7 +141,11 @@ class RolloutView:
         table.add_column(no_wrap=True)
         table.add_column()
         for event in state.events[-self._events :]:
-            table.add_row(*_event(event))
+            *cells, said = _event(event)
+            if event.kind == "look" and self._events:
+                # Each look says all that is missing; the latest one stands above.
+                said.no_wrap, said.overflow = True, "ellipsis"
+            table.add_row(*cells, said)
         return table
 
     def _notes(self) -> list[RenderableType]:
@@ -162,9 +163,7 @@ class RolloutView:
         if facts.webhook:
             notes.append(f"The events' webhook: {facts.webhook}; {facts.undelivered} wait for it")
         lines: list[RenderableType] = [Text(f"! {note}", style="yellow") for note in notes]
-        if facts.slots is not None:
-            used, places = facts.slots
-            lines.append(Text(f"places for adapters: {used} of {places} taken", style="dim"))
+        lines += [Text(sentence, style="dim") for sentence in facts.slots]
         return [Text(""), *lines] if lines else []
 
 
@@ -175,7 +174,7 @@ def metrics_table(analysis: AnalysisResult, width: int) -> RenderableType:
     table.add_column("n", justify="right", no_wrap=True)
     if width >= _NARROW:
         table.add_column("difference", justify="right", no_wrap=True)
-    plot = 26 if width < _NARROW else 34 if width < _WIDE else 48
+    plot = 28 if width < _NARROW else 34 if width < _WIDE else 48
     table.add_column(_scale(plot), no_wrap=True, width=plot)
     table.add_column("verdict", no_wrap=True)
     if width >= _WIDE:
@@ -235,10 +234,10 @@ def _verdict(metric: MetricResult) -> Text:
 
 def event_line(event: RolloutEvent) -> Text:
     """An event as one line, where there is no terminal to draw on."""
-    return Text("  ").join([cell for cell in _event(event) if isinstance(cell, Text)])
+    return Text("  ").join(_event(event))
 
 
-def _event(event: RolloutEvent) -> tuple[RenderableType, ...]:
+def _event(event: RolloutEvent) -> tuple[Text, ...]:
     mark, style = MARKS[event.verdict] if event.verdict else ("·", "dim")
     who = f" ({event.actor})" if event.actor else ""
     return (
@@ -250,4 +249,3 @@ def _event(event: RolloutEvent) -> tuple[RenderableType, ...]:
 def _bar(share: int, width: int, style: str) -> Text:
     filled = round(share * width / 100)
     return Text.assemble(("█" * filled, style), ("░" * (width - filled), "dim"))
-
