@@ -213,6 +213,7 @@ class PortSettings(Section):
     vllm: int = Field(0, ge=0, le=65535)
     gateway: int = Field(0, ge=0, le=65535)
     gateway_admin: int = Field(0, ge=0, le=65535)
+    rollouts: int = Field(0, ge=0, le=65535, description="figures of the rollouts for Prometheus")
 
 
 class Settings(BaseSettings):

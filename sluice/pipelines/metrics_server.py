@@ -1,4 +1,4 @@
-"""Answers Prometheus on this machine: GET /metrics, with figures of that moment."""
+"""Answers Prometheus on this machine: GET /metrics, with figures of that moment; GET /healthz asks nothing."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ def metrics_server(port: int, text: Callable[[], str]) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # the name http.server calls
+            if self.path == "/healthz":
+                self._answer(200, "ok\n")
+                return
             if self.path.partition("?")[0] != "/metrics":
                 self._answer(404, "GET /metrics\n")
                 return

@@ -34,12 +34,13 @@ from sluice.infra.processes import ServiceSpec, ServiceStatus, Supervisor
 from sluice.infra.program import program
 from sluice.infra.progress import Report, no_report
 from sluice.infra.settings import Settings, load_settings, write_endpoints
+from sluice.pipelines.rollout_guard import PART, guard_service
 from sluice.provenance.canonical import canonical_json, short
 from sluice.provenance.code import code_digest
 from sluice.provenance.releases import promote, read_state, record_approval, record_decision
 from sluice.provenance.steps import StepKey, StepOutput
 
-SERVING_PORTS = ("vllm", "gateway", "gateway_admin")
+SERVING_PORTS = ("vllm", "gateway", "gateway_admin", PART)
 FIRST_RELEASE = "policy:first-release"
 
 
@@ -145,7 +146,7 @@ def first_release(workspace: Workspace, base: str) -> None:
 
 
 def serving_parts(workspace: Workspace, base: str, ports: Mapping[str, int]) -> list[ServiceSpec]:
-    """vLLM with the verified base model, and Envoy in front of it."""
+    """vLLM with the verified base model, Envoy in front of it, and what leaves no rollout alone."""
     from sluice.serving.envoy import gateway_service, prepare_gateway
     from sluice.serving.vllm import VllmSettings, vllm_service
 
@@ -167,7 +168,8 @@ def serving_parts(workspace: Workspace, base: str, ports: Mapping[str, int]) -> 
     # Routes come before the gateway's start: it never answers with nothing behind it.
     local_router(settings).seed(target(settings, current_champion(workspace)))
     prepare_gateway(gateway)
-    return [vllm_service(vllm), gateway_service(gateway, program("envoy"))]
+    guard = guard_service(settings, ports[PART])
+    return [vllm_service(vllm), gateway_service(gateway, program("envoy")), guard]
 
 
 def serve_champion(workspace: Workspace, base: str) -> None:

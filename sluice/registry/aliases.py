@@ -111,7 +111,7 @@ def _put_champion_tags(
             continue
         if right is None:
             registry.delete("model-versions/delete-tag", name=view.name, version=str(version.number), key="champion")
-            never = f"Version {version.number} ({short(version.digest)}) is no earlier champion to go back to: tag removed."
+            never = f"Version {version.number} ({short(version.digest)}) is no champion to go back to: tag removed."
             told.append(Repair("champion", never, by_hand=True))
         else:
             set_tag(registry, version, "champion", right)

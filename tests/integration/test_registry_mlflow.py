@@ -264,7 +264,9 @@ def test_an_alias_moved_by_hand_is_put_back_and_told(registry: MlflowRegistry) -
     assert found is not None
     assert found.aliases == ("champion",)
     registry.post("model-versions/set-tag", name="alias", version="3", key="champion", value="current")
-    assert mend(two, previous_champions=[one]) == [f"Version 3 ({short(three)}) is no earlier champion to go back to: tag removed."]
+    assert mend(two, previous_champions=[one]) == [
+        f"Version 3 ({short(three)}) is no champion to go back to: tag removed."
+    ]
     assert "has no version in MLflow" in mend(digest_json("elsewhere"))[0]
     assert reconcile(registry, "nothing", champion_digest=None, candidate_digest=None) == []
 
