@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -108,7 +109,8 @@ class LedgerFile:
 
 
 class NotedRouter(EnvoyRouter):
-    """Notes each weight before it asks for it, and each way back once it is decided."""
+    """Notes each weight before it asks for it, and each way back once it is decided. A file `die` in the
+    folder: it is killed between its decision and Envoy's files."""
 
     def __init__(self, settings: GatewaySettings, machine: Machine) -> None:
         super().__init__(settings)
@@ -117,6 +119,11 @@ class NotedRouter(EnvoyRouter):
     def apply(self, state: RouteState, *, expected: RouteState | None = None, token: int = 0) -> RouteState:
         self._machine.note("routes.log", weight=state.weight, stable=state.stable.release, token=token)
         return super().apply(state, expected=expected, token=token)
+
+    def _publish_clusters(self, *given: Any, **more: Any) -> None:
+        if (self._machine.folder / "die").exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        super()._publish_clusters(*given, **more)
 
     def rollback(self, reason: str, *, absorb: bool = True) -> RouteState:
         try:

@@ -38,7 +38,7 @@ shadow: {percent: 100, requests: 4, maximum_time_s: 10}
 steps:
   - {weight: 20, minimum: {requests: 5}, minimum_time_s: 0.5, maximum_time_s: 6}
   - {weight: 50, minimum: {requests: 10}, minimum_time_s: 0.5, maximum_time_s: 6}
-bake_s: 0.5
+bake_s: 1.5
 check_interval_s: 0.25
 trip: {failed: 5, within_s: 10, share: 0.5, silent_s: 1}
 analysis:
