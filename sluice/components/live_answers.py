@@ -59,6 +59,7 @@ class LiveAnswers:
         self._lock = threading.Lock()
         self._end = threading.Event()
         self._reader: threading.Thread | None = None
+        self._history: list[Sample] = []
         self._samples: list[Sample] = []
         self._read: set[str] = set()
         self._scored: set[str] = set()
@@ -80,9 +81,11 @@ class LiveAnswers:
                 )
                 self._reader.start()
             # What arrived late became known when it arrived: each is handed out once, in the first window after that,
-            # whatever the clocks of the store and of this machine say.
-            due = [replace(one, known=min(max(one.known, since), until)) for one in self._samples]
-            self._samples = []
+            # whatever the clocks of the store and of this machine say. What the first pass found was there before
+            # anybody looked: a rollout that goes on counts it for the steps in which it happened.
+            due = [replace(one, known=min(one.known, until)) for one in self._history]
+            due += [replace(one, known=min(max(one.known, since), until)) for one in self._samples]
+            self._history, self._samples = [], []
             age = time.monotonic() - (self._begun if self._told is None else self._told)
             cause = self._cause
         missing = {}
@@ -111,10 +114,20 @@ class LiveAnswers:
             self._end.wait(self._pause_s)
 
     def _pass(self, releases: tuple[str, str], since: float) -> None:
-        for release in releases:
-            for record in self._store.answers_of(release, int(since * 1000), known=self._read):
-                with self._lock:
-                    self._samples += self._new(record)
+        """Both releases' answers are handed out together and in the order of time, so that those of the same moment
+        can be compared."""
+        found: list[Sample] = []
+        try:
+            for release in releases:
+                for record in self._store.answers_of(release, int(since * 1000), known=self._read):
+                    found += self._new(record)
+        finally:
+            found.sort(key=lambda sample: sample.known)
+            with self._lock:
+                if self._told is None:
+                    self._history += found
+                else:
+                    self._samples += found
 
     def _new(self, record: TraceRecord) -> Iterator[Sample]:
         if record.finished and record.id not in self._read:

@@ -8,7 +8,7 @@ from sluice.components.aliases import follow_ledger
 from sluice.components.retiring import bring_back
 from sluice.components.served import GatewayRouter, router
 from sluice.components.workspace import Workspace
-from sluice.infra.errors import ConflictError, SluiceError, UnavailableError
+from sluice.infra.errors import ConflictError, IntegrityError, SluiceError, UnavailableError
 from sluice.infra.settings import Settings
 from sluice.provenance.releases import record_failure, record_rollback
 from sluice.serving.errand import Errand
@@ -28,7 +28,15 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool, actor: str
     another rollback would undo one release more.
     """
     routes = router(settings)
-    before = routes.state()
+    try:
+        before = routes.state()
+    except IntegrityError:
+        # Who is stable, the copy knows: a canary loses its users before anybody asks which one it was.
+        routes.rollback(reason)
+        before = routes.state()
+        if before.canary is None:
+            note = "The gateway's state was damaged and is mended; a rollout that was under way tells the ledger."
+            return {"now": before.stable.served_name, "was": "any canary", "notes": [note, *_seen(routes, before)]}
     if before.canary is None and not promoted_too:
         raise ConflictError("No rollout is under way.", hint="`sluice rollback` undoes the last promotion.")
     gone = before.canary or before.stable
@@ -44,6 +52,11 @@ def roll_back(settings: Settings, reason: str, *, promoted_too: bool, actor: str
         notes.append(f"The gateway has not confirmed yet: {error.message} `sluice up` makes it follow.")
     else:
         notes += _seen(routes, after)
+    if after.stable.release == gone.release:
+        raise ConflictError(
+            f"{gone.served_name} was promoted meanwhile and answers everybody; nothing was undone.",
+            hint="`sluice rollback` undoes the promotion.",
+        )
 
     def tell() -> list[str]:
         workspace = Workspace(settings)

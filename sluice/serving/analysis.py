@@ -118,6 +118,13 @@ class Analysis:
             if value is not None and sample.metric in self._metrics:
                 self._metrics[sample.metric].add(sample, canary, value)
 
+    def moved(self, jump: float) -> None:
+        """The clock jumped by so many seconds: what was added moves with it, so that a step counts its own samples."""
+        for counting in self._counting.values():
+            counting.moved(jump)
+        for metric in self._metrics.values():
+            metric.moved(jump)
+
     def result(self, minimum: Minimum, *, since: float, missing: Mapping[str, str]) -> AnalysisResult:
         """The verdict now. `minimum` is that of the running step, which began at `since` (epoch seconds); `missing`
         says, by metric, why no figures can be had. When and how often one asks changes no verdict."""
@@ -167,6 +174,10 @@ class _Metric:
         self._comparison.add(canary, value, sample.known)
         if canary and (self._about.kind != "rate" or value > 0):
             self._remember(sample, value)
+
+    def moved(self, jump: float) -> None:
+        """The clock jumped by so many seconds."""
+        self._comparison.moved(jump)
 
     def result(self, since: float, missing: str | None) -> MetricResult:
         """The verdict; `missing` says why there are no figures, though there may have been some before."""

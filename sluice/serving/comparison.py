@@ -91,10 +91,19 @@ class Comparison:
             self._closed.append(known)
             self._both = [False, False]
 
+    def moved(self, jump: float) -> None:
+        """The clock jumped by so many seconds."""
+        self._closed = [known + jump for known in self._closed]
+        self._last += jump
+        self._since += jump
+
     def evidence(self, since: float) -> Evidence:
         """After all that was added; `since` is when the running step began (epoch seconds)."""
+        step = self._step
+        # Of an earlier step, also when it was told late.
+        self._take(int(np.searchsorted(self._closed, since)))
+        self._step = step
         if since > self._since:
-            self._take(int(np.searchsorted(self._closed, since)))
             if self._fail.count:
                 self._fail.restart()
             self._since, self._step = since, np.zeros(3)
@@ -123,7 +132,7 @@ class Comparison:
             self._pass.add(-margin)
             self._above.add(grid)
             self._below.add(-grid)
-            self._step += np.array([len(margin), margin.sum(), (margin**2).sum()])
+            self._step = self._step + np.array([len(margin), margin.sum(), (margin**2).sum()])
         if number:
             self._last = self._closed[number - 1]
             del self._closed[:number]

@@ -61,6 +61,10 @@ class Counting:
         seen = len(self._canary_known) - bisect_left(self._canary_known, since)
         return seen, self._canary_known[-1] - since if seen else 0.0
 
+    def moved(self, jump: float) -> None:
+        """The clock jumped by so many seconds."""
+        self._canary_known = [known + jump for known in self._canary_known]
+
     def _among_first(self, session: tuple[bool, str]) -> bool:
         used = self._sessions.pop(session, 0)
         self._sessions[session] = min(used + 1, self._each)

@@ -57,7 +57,8 @@ class GatewaySamples:
         for one in found:
             if not (one.cancelled or one.timed_out):
                 release = one.answered or one.release
-                self._finished[release] = max(one.known, self._finished.get(release, 0.0))
+                # The latest by the order of the log: after a clock was set back it is not the largest.
+                self._finished[release] = one.known
         return found
 
     def _observed(self, samples: tuple[Sample, ...], canary: str, stable: str, until: float) -> Observed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from sluice.infra.errors import UnavailableError
+from sluice.infra.errors import IntegrityError, UnavailableError
 from sluice.infra.progress import Report
 from sluice.provenance.canonical import short
 from sluice.serving.errand import HUNG_S, Errand
@@ -22,6 +22,8 @@ _PAUSE_S = 0.25
 _RETRY_S = 2.0
 CONFIRM_S = 2.0
 """Seconds for which requests are watched after a rollback."""
+_FOLLOW_S = 10.0
+"""Seconds for which a gateway that was told already is made to follow; one that is not there has no users."""
 PATIENCE_S = 60.0
 """Seconds for which a ledger that does not answer is asked again, after users are back."""
 
@@ -97,23 +99,22 @@ class Retreat:
 
     def _off(self, reason: str, *, absorb: bool) -> str:
         """Take the release from the routes, however often it has to be tried. A note for the record, or nothing."""
+        decided_at: float | None = None
         while True:
             self._require_lease()
-            note = ""
             try:
-                if not self._is_canary():
-                    return ""
-                self._router.rollback(reason, absorb=absorb)
+                if self._is_canary():
+                    self._router.rollback(reason, absorb=absorb)
+                elif self._router.drift():
+                    # Decided, by somebody who was killed, or had no disk, before the gateway heard of it.
+                    decided_at = decided_at or self._clock.monotonic()
+                    self._router.reconcile()
                 return ""
             except UnavailableError as error:
-                note = error.message
-            try:
-                if not self._is_canary():
-                    # Decided; a data plane that comes back comes back to it.
-                    return f" (the gateway has not confirmed yet: {note})"
-            except UnavailableError as error:
-                note = error.message
-            self._report(0, 0, f"rolling back, the gateway does not answer yet: {note}")
+                if decided_at is not None and self._clock.monotonic() - decided_at >= _FOLLOW_S:
+                    # A data plane that comes back comes back to it.
+                    return f" (the gateway has not confirmed yet: {error.message})"
+                self._report(0, 0, f"rolling back, the gateway does not answer yet: {error.message}")
             self._clock.sleep(_PAUSE_S)
 
     def _watch_traffic(self) -> None:
@@ -131,7 +132,11 @@ class Retreat:
             self._journal.try_save("note", f"Not seen in the traffic yet: {error.message}")
 
     def _is_canary(self) -> bool:
-        canary = self._router.state().canary
+        try:
+            canary = self._router.state().canary
+        except IntegrityError:
+            # A rollback needs no more than the copy, and mends it.
+            return True
         return canary is not None and canary.release == self._journal.state.release
 
     def _cool_down(self, reason: str) -> None:

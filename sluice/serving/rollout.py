@@ -180,10 +180,10 @@ class Rollout:
         )
         try:
             end = steps.walk()
-        except GateRefused as error:
-            return self._refused(journal, held, error)
-        except (ConflictError, UnavailableError):
+        except (StaleToken, UnavailableError):
             raise
+        except (GateRefused, ConflictError) as error:
+            return self._refused(journal, held, error)
         except Exception as error:
             # Nobody watches the canary any more: users first, the cause afterwards.
             self._failed(journal, held, f"the rollout broke: {error or type(error).__name__}")

@@ -123,6 +123,8 @@ class Steps:
         if abs(jump) > _JUMP_S:
             moved = replace(state, since=state.since + jump, begun=min(state.begun, state.begun + jump))
             self._journal.state = moved
+            if self._watch is not None:
+                self._watch.moved(jump)
             self._journal.try_save("note", f"This machine's clock jumped by {jump:+.0f} s.")
         if not state.paused:
             self._journal.state = replace(self._state, spent_s=self._state.spent_s + passed)
@@ -274,7 +276,8 @@ class Steps:
 
     def _raise(self) -> End | None:
         state, wanted = self._state, self._wanted()
-        if not self._asked(self._leave, "leave to raise the weight"):
+        # Killed after the change of the routes, it had leave: its users wait for nobody before they are watched.
+        if self._router.state() != wanted and not self._asked(self._leave, "leave to raise the weight"):
             return self._timed_out()
         self._require_lease()
         before = self._clock.now()
@@ -373,6 +376,9 @@ class Steps:
     def _set_routes(self, wanted: RouteState) -> End | None:
         routes = self._router.state()
         if routes == wanted:
+            # Decided before; a process that was killed then may not have told the data plane.
+            if self._router.drift():
+                self._router.reconcile()
             return None
         if routes != self._state.routes:
             return self._changed(routes)
@@ -386,7 +392,10 @@ class Steps:
 
     def _enter(self, phase: Phase, kind: EventKind, sentence: str, **changes: Any) -> None:
         """Go to a phase, or begin one anew: its time starts now, and its figures are still to come."""
-        self._journal.save(kind, sentence, phase=phase, spent_s=0.0, **changes)
+        # The routes have changed whether that can be saved or not: from now on users are watched. What was not saved is
+        # done again after a crash.
+        save = self._journal.try_save if kind == "raise" else self._journal.save
+        save(kind, sentence, phase=phase, spent_s=0.0, **changes)
         self._result = None
         if self._watch is not None and phase == "holding":
             self._watch.count_from(self._state.since)

@@ -92,6 +92,15 @@ class Watch:
         """Count the canary's requests from here on."""
         self._from, self.requests = since, 0
 
+    def moved(self, jump: float) -> None:
+        """The clock jumped by so many seconds: what was seen before it belongs to the moments that it belonged to."""
+        self._recent = deque(replace(one, known=one.known + jump) for one in self._recent)
+        self._pending = [replace(one, known=one.known + jump) for one in self._pending]
+        self._from += jump
+        self._tripwire.moved(jump)
+        if self._analysis is not None:
+            self._analysis.moved(jump)
+
     def look(self) -> Trip | None:
         """Read what became known. What ends the rollout at once, or None."""
         observed = self._reading.read()

@@ -39,6 +39,11 @@ class Tripwire:
         silence = self._silence(recent, now)
         return self._burst(recent, now) or silence
 
+    def moved(self, jump: float) -> None:
+        """The clock jumped by so many seconds: what it showed before counts as if it had always been right."""
+        if self._busy_since is not None:
+            self._busy_since += jump
+
     def _burst(self, recent: Observed, now: float) -> Trip | None:
         begin = now - self._policy.within_s
         within = [each for each in recent.samples if each.metric == "error_rate" and each.known >= begin]

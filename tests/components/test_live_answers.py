@@ -151,3 +151,15 @@ def test_both_sources_are_one_stream_in_the_order_of_knowing() -> None:
     both = BothSources(Fixed(1, 4, missing="a"), Fixed(2, 3, 5, missing="b")).observe(CANARY, STABLE, 0, 9)
     assert [sample.known for sample in both.samples] == [1, 2, 3, 4, 5]
     assert (both.active, set(both.missing)) == ({CANARY: 2}, {"a", "b"})
+
+
+def test_a_rollout_that_goes_on_compares_what_it_missed_moment_by_moment() -> None:
+    store = Slow([of((STABLE, CANARY)[number % 2], number) for number in range(80)])
+    source = LiveAnswers(store, pause_s=0.01)
+    windows = Windows(source)
+    found = [one for one in windows.until_told(80) if one.metric == "refusals"]
+    source.close()
+    # In the order of time, and at the times: they belong to the steps in which they happened.
+    assert [one.known for one in found] == sorted(one.known for one in found)
+    assert found[-1].known < LATE
+    assert [one.release for one in found] == [STABLE, CANARY] * 40

@@ -8,7 +8,7 @@ import pytest
 
 from sluice.components import rollback
 from sluice.components.workspace import Workspace
-from sluice.infra.errors import ConflictError, UnavailableError
+from sluice.infra.errors import ConflictError, IntegrityError, UnavailableError
 from sluice.infra.settings import Settings
 from sluice.provenance.canonical import digest_bytes
 from sluice.serving.routes import RouteState, Target
@@ -67,3 +67,44 @@ def test_without_a_rollout_there_is_nothing_to_abort(tmp_path: Path, monkeypatch
     monkeypatch.setattr(rollback, "router", lambda _: slow)
     with pytest.raises(ConflictError):
         rollback.roll_back(Settings(home=tmp_path), "none", promoted_too=False)
+
+
+def test_what_was_promoted_meanwhile_has_not_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    class Promoted(SlowRouter):
+        def rollback(self, reason: str) -> RouteState:
+            self.now = RouteState(A)
+            return self.now
+
+        def confirm_traffic(self, state: RouteState, *, within_s: float) -> str:
+            return "Seen."
+
+    monkeypatch.setattr(rollback, "router", lambda _: Promoted(decides=True))
+    with pytest.raises(ConflictError, match="promoted meanwhile"):
+        rollback.roll_back(Settings(home=tmp_path), "late", promoted_too=False)
+    assert told == []
+
+
+def test_damaged_routes_are_mended_by_the_rollback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: list[str]
+) -> None:
+    class Damaged(SlowRouter):
+        damaged = True
+
+        def state(self) -> RouteState:
+            if self.damaged:
+                raise IntegrityError("The gateway's state is damaged.")
+            return self.now
+
+        def rollback(self, reason: str) -> RouteState:
+            self.damaged, self.now = False, RouteState(BASE)
+            return self.now
+
+        def confirm_traffic(self, state: RouteState, *, within_s: float) -> str:
+            return "Seen."
+
+    monkeypatch.setattr(rollback, "router", lambda _: Damaged(decides=True))
+    done = rollback.roll_back(Settings(home=tmp_path), "damaged", promoted_too=True)
+    assert done["now"] == "base"
+    assert "mended" in done["notes"][0]

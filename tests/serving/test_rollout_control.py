@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sluice.infra.errors import ConflictError, GateRefused, InputError, UnavailableError
+from sluice.infra.errors import ConflictError, GateRefused, InputError, IntegrityError, UnavailableError
 from sluice.serving.control import Order, OrderKind
+from sluice.serving.rollout_state import RolloutState
 from sluice.serving.rollout_store import CoolDown
 from sluice.serving.routes import RouteState, StaleToken
 from tests.serving.fakes import BROKEN, HEALTHY, Hung, Killed, Memory, quick
@@ -321,3 +322,147 @@ def test_a_listener_that_breaks_changes_nothing(tmp_path: Path) -> None:
 
     rollout._sinks = (Broken(),)
     assert rollout.run().verdict == "promote"
+
+
+def test_after_a_clock_was_set_back_each_step_needs_samples_of_its_own(tmp_path: Path) -> None:
+    application = memory(tmp_path)
+    application.policy = quick(minimum_time_s=20.0)
+
+    def set_back() -> None:
+        application.clock.jump(-3600.0)
+        # And then nobody asks anything any more.
+        application.traffic.per_s = 0.0
+
+    when(application, 1015, set_back)
+    result = application.rollout().run()
+    assert result.verdict == "inconclusive"
+    assert max(application.weights()) == 30
+
+
+def test_a_clock_that_jumps_ahead_makes_no_request_hang(tmp_path: Path) -> None:
+    application = memory(tmp_path)
+    application.policy = quick(maximum_time_s=40.0)
+    application.traffic.active = {CANARY.release: 1}
+    # Its first answer takes longer than this step: no reason to fail, before the 60 s of a silence are over.
+    application.traffic.figures = lambda release, _: {} if release == CANARY.release else HEALTHY
+    when(application, 1010, lambda: application.clock.jump(3600.0))
+    assert application.rollout().run().verdict == "inconclusive"
+
+
+def test_a_ledger_that_others_fill_takes_the_users_back(tmp_path: Path) -> None:
+    application = memory(tmp_path)
+    step = application.step
+
+    def crowded(release: str, number: int, *said: object) -> None:
+        if number == 1:
+            raise ConflictError("The ledger grew 50 times meanwhile.")
+        step(release, number, *said)  # type: ignore[arg-type]
+
+    application.step = crowded  # type: ignore[assignment, method-assign]
+    with pytest.raises(ConflictError, match="grew"):
+        application.rollout().run()
+    assert application.router.now == RouteState(STABLE)
+    saved = application.store.load(CANARY.release)
+    assert saved is not None
+    assert saved.phase == "withdrawn"
+
+
+def test_users_of_a_step_that_cannot_be_saved_are_watched(tmp_path: Path) -> None:
+    application = memory(tmp_path)
+    application.figures = lambda release, _: {**HEALTHY, **(BROKEN if release == CANARY.release else {})}
+    application.mirrored.figures = lambda *_: HEALTHY
+    rollout = application.rollout()
+    save = application.store.save
+
+    def refuse(state: RolloutState) -> None:
+        if application.router.now.weight:
+            raise UnavailableError("no space left on device")
+        save(state)
+
+    rollout._store.save = refuse  # type: ignore[method-assign]
+    assert rollout.run().verdict == "failed"
+    raised = next(entry for entry in application.traffic.log if entry.release == CANARY.release)
+    assert application.clock.now() - raised.known < 5
+
+
+def test_users_of_a_step_that_a_killed_controller_began_are_watched_without_the_ledger(tmp_path: Path) -> None:
+    application = memory(tmp_path)
+    application.figures = lambda release, _: {**HEALTHY, **(BROKEN if release == CANARY.release else {})}
+    application.mirrored.figures = lambda *_: HEALTHY
+    apply = application.router.apply
+
+    def die(state: RouteState, **how: object) -> RouteState:
+        apply(state, **how)  # type: ignore[arg-type]
+        if state.weight:
+            raise Killed
+        return state
+
+    application.router.apply = die  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        application.rollout().run()
+    assert application.router.now.weight == 10
+    application.router.apply = apply  # type: ignore[method-assign]
+    application.ledger_down = Hung
+    begun = application.clock.now()
+    with pytest.raises(UnavailableError, match="ledger was not told"):
+        application.rollout().run()
+    assert application.router.now == RouteState(STABLE)
+    off = next(event for event in application.events if event.kind == "rollback")
+    assert off.time - begun < 5
+
+
+@pytest.mark.parametrize("killed", ["rolling back", "raising"])
+def test_a_gateway_that_was_not_told_before_a_kill_is_told_by_the_next_controller(tmp_path: Path, killed: str) -> None:
+    """The decision is on disk, and the process died before the data plane heard of it."""
+    application = memory(tmp_path)
+    router, told = application.router, [True]
+    apply, rollback = router.apply, router.rollback
+
+    def apply_half(state: RouteState, **how: object) -> RouteState:
+        apply(state, **how)  # type: ignore[arg-type]
+        if killed == "raising" and state.weight == 30:
+            told[0] = False
+            raise Killed
+        return state
+
+    def rollback_half(reason: str, **how: object) -> RouteState:
+        rollback(reason, **how)  # type: ignore[arg-type]
+        told[0] = False
+        raise Killed
+
+    def reconcile() -> RouteState:
+        told[0] = True
+        return router.now
+
+    router.drift = lambda: () if told[0] else ("The gateway's routes are of an earlier revision.",)  # type: ignore[method-assign]
+    router.reconcile = reconcile  # type: ignore[method-assign]
+    router.apply, router.rollback = apply_half, rollback_half  # type: ignore[method-assign]
+    if killed == "rolling back":
+        application.figures = lambda release, _: {**HEALTHY, **(BROKEN if release == CANARY.release else {})}
+    with pytest.raises(Killed):
+        application.rollout().run()
+    assert not told[0]
+    router.apply, router.rollback = apply, rollback  # type: ignore[method-assign]
+    assert application.rollout().run().verdict == ("failed" if killed == "rolling back" else "promote")
+    assert told[0]
+
+
+def test_damaged_routes_do_not_keep_users_on_the_canary(tmp_path: Path) -> None:
+    application = memory(tmp_path)
+    router, damaged = application.router, [False]
+    state, rollback = router.state, router.rollback
+
+    def read() -> RouteState:
+        if damaged[0]:
+            raise IntegrityError("The gateway's state is damaged.")
+        return state()
+
+    def mend(reason: str, **how: object) -> RouteState:
+        damaged[0] = False
+        return rollback(reason, **how)  # type: ignore[arg-type]
+
+    router.state, router.rollback = read, mend  # type: ignore[method-assign]
+    when(application, 1005, lambda: damaged.__setitem__(0, True))
+    with pytest.raises(IntegrityError):
+        application.rollout().run()
+    assert router.now == RouteState(STABLE)

@@ -83,3 +83,12 @@ def test_a_clock_set_back_begins_anew() -> None:
     assert wire.look(busy(1, None, NOW - 500), NOW - 500) is None
     assert wire.look(busy(1, None, NOW - 450), NOW - 450) is None
     assert wire.look(busy(1, None, NOW - 440), NOW - 440) is not None
+
+
+def test_a_clock_that_jumps_ahead_is_no_silence() -> None:
+    wire = Tripwire(POLICY, CANARY, STABLE)
+    assert wire.look(busy(1, None, NOW), NOW) is None
+    assert wire.look(busy(1, None, NOW + 1), NOW + 1) is None
+    wire.moved(3600)
+    assert wire.look(busy(1, None, NOW + 1), NOW + 3602) is None
+    assert wire.look(busy(1, None, NOW + 3610), NOW + 3660) is not None, "it has been silent for 60 s by any clock"
