@@ -25,6 +25,7 @@ its body must get another release's name."""
 _TYPE = "type.googleapis.com/"
 _NAME = re.compile(r"^(?:release|shadow|guarded)-([0-9a-f]{64})$")
 _MOST_SHADOWS = 64
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 def cluster_name(release: str) -> str:
@@ -87,6 +88,15 @@ def _cluster(name: str, target: Target, *, most: int) -> dict[str, Any]:
             "policy": {"overprovisioning_factor": 100 * max(2, len(endpoints))},
         },
         "circuit_breakers": _limits(most),
+        # vLLM closes a connection that was idle for 5 s. One that it closes just as a request leaves is lost, so the
+        # gateway closes them first.
+        "typed_extension_protocol_options": {
+            _HTTP_OPTIONS: {
+                "@type": _TYPE + _HTTP_OPTIONS,
+                "common_http_protocol_options": {"idle_timeout": "3s"},
+                "explicit_http_config": {"http_protocol_options": {}},
+            }
+        },
     }
 
 

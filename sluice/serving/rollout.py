@@ -13,7 +13,7 @@ users whatever else is down. Durations are of the monotonic clock: what the wall
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 
@@ -149,6 +149,7 @@ class Rollout:
         return f"the end of the cool-down at {until}: {short(cooling.release)} failed ({cooling.reason})"
 
     def _led(self, held: Held) -> RolloutResult:
+        self._follow()
         journal = self._begin(held)
         state = journal.state
         if state.phase == "failed":
@@ -191,6 +192,14 @@ class Rollout:
         if end is None:
             return self._passed(journal)
         return self._failed(journal, held, end.reason) if end.failed else self._withdrawn(journal, held, end.reason)
+
+    def _follow(self) -> None:
+        """A controller that was killed after its decision and before the data plane heard of it: users, and what is
+        seen of them, follow the decision again. A gateway that does not answer is asked again by what comes next."""
+        if self._store.load(self._target.release) is not None:
+            with suppress(UnavailableError):
+                if self._router.drift():
+                    self._router.reconcile()
 
     def _begin(self, held: Held) -> Journal:
         saved = self._store.load(self._target.release)

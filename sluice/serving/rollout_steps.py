@@ -327,11 +327,16 @@ class Steps:
             return None
         if state.ordered is not None:
             self._enter_next(result, state.ordered)
-        elif state.spent_s >= self._policy.bake_s and result.verdict == "pass":
+        # What passed before says nothing about a server that hangs since: it has to finish a request in the bake.
+        elif state.spent_s >= self._policy.bake_s and result.verdict == "pass" and self._finished():
             self._enter("passed", "pass", "Baked without a failing metric.", verdict="pass", analysis=result)
         else:
             return self._timed_out()
         return None
+
+    def _finished(self) -> bool:
+        watch = self._watching()
+        return watch is not None and watch.requests > 0
 
     def _timed_out(self) -> End | None:
         """Whether the phase took longer than it may. What is undecided although everything was there is a failure; what
@@ -397,8 +402,8 @@ class Steps:
         save = self._journal.try_save if kind == "raise" else self._journal.save
         save(kind, sentence, phase=phase, spent_s=0.0, **changes)
         self._result = None
-        if self._watch is not None and phase == "holding":
-            self._watch.count_from(self._state.since)
+        if self._watch is not None and phase in ("holding", "baking"):
+            self._watch.count_from(self._state.since if phase == "holding" else self._clock.now())
 
     def _asked(self, ask: Callable[[], None], what: str) -> bool:
         """Whether `ask`, called beside the watching, has returned in time; raises what it raised."""

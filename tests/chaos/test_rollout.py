@@ -193,7 +193,6 @@ def test_the_controller_is_killed_while_it_fails(tmp_path: Path) -> None:
         now.require_back()
 
 
-@pytest.mark.xfail(strict=True, reason="who takes over believes routes.json, and does not make Envoy follow it")
 def test_the_controller_is_killed_between_its_decision_to_go_back_and_the_gateway(tmp_path: Path) -> None:
     with scene(tmp_path) as now:
         process = now.start()
