@@ -97,6 +97,11 @@ class Retreat:
             reason=reason,
         )
 
+    def leave(self, reason: str) -> None:
+        """Users only, where there is no time for more: the next run tells the ledger."""
+        self._journal.try_save("note", f"It is withdrawn: {reason}", phase="withdrawing", reason=reason)
+        self._off(reason, absorb=False)
+
     def _off(self, reason: str, *, absorb: bool) -> str:
         """Take the release from the routes, however often it has to be tried. A note for the record, or nothing."""
         decided_at: float | None = None

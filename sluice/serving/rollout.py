@@ -185,6 +185,11 @@ class Rollout:
             raise
         except (GateRefused, ConflictError) as error:
             return self._refused(journal, held, error)
+        except KeyboardInterrupt:
+            # Cancelled, and nobody said that another controller comes: users do not stay where nobody looks.
+            if self._router.state().share(self._target.release):
+                self._retreat(journal, held).leave("its controller was cancelled")
+            raise
         except Exception as error:
             # Nobody watches the canary any more: users first, the cause afterwards.
             self._failed(journal, held, f"the rollout broke: {error or type(error).__name__}")

@@ -111,8 +111,6 @@ class Steps:
     def _step(self) -> StepPolicy:
         return self._policy.steps[self._state.step]
 
-    # Time
-
     def _pass_time(self) -> None:
         """Count the time since the last round; a jump of the wall clock moves what was written by it."""
         wall, monotonic = self._clock.now(), self._clock.monotonic()
@@ -128,8 +126,6 @@ class Steps:
             self._journal.try_save("note", f"This machine's clock jumped by {jump:+.0f} s.")
         if not state.paused:
             self._journal.state = replace(self._state, spent_s=self._state.spent_s + passed)
-
-    # What is seen
 
     def _looked(self) -> End | None:
         watch = self._watching()
@@ -199,8 +195,6 @@ class Steps:
         refusal = self._router.refusal(release)
         return End(True, refusal or f"the routes were changed from outside: {routes.share(release)}% on it")
 
-    # What people say
-
     def _obey(self) -> None:
         """Carry out the orders given since. The later word counts."""
         try:
@@ -223,8 +217,6 @@ class Steps:
                 ordered=ordered,
                 obeyed=self._state.obeyed + 1,
             )
-
-    # Moves
 
     def _advance(self) -> End | None:
         phase = self._state.phase
@@ -366,8 +358,6 @@ class Steps:
         gating = [name for name, limits in self._policy.analysis.metrics.items() if limits.gating]
         missing = [watch.missing[name] for name in gating if name in watch.missing]
         return missing[0] if missing else ""
-
-    # Writes
 
     def _wanted(self) -> RouteState:
         """The routes that this phase is after."""

@@ -206,3 +206,14 @@ def test_a_line_without_its_fields_is_damaged_and_one_without_a_release_is_nobod
     for damaged in (b"[]", b"not json", b"\xff", json.dumps({"cluster": cluster_name(CANARY), "ts": "1"}).encode()):
         with pytest.raises(ValueError, match=r"access log|Expecting|decode"):
             parse_line(damaged)
+
+
+def test_after_a_clock_was_set_back_releases_finish_requests_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "access.jsonl"
+    path.write_text(line())
+    source = GatewaySamples(AccessLog(path), Counts())
+    before = source.observe(CANARY, STABLE, 0, 2000).finished[CANARY]
+    with path.open("a") as log:
+        log.write(line(ts="500.000000"))
+    source.observe(CANARY, STABLE, 500, 600)
+    assert source.observe(CANARY, STABLE, 600, 700).finished[CANARY] < before

@@ -466,3 +466,19 @@ def test_damaged_routes_do_not_keep_users_on_the_canary(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError):
         application.rollout().run()
     assert router.now == RouteState(STABLE)
+
+
+def test_a_cancelled_rollout_leaves_nobody_on_a_canary_that_nobody_watches(tmp_path: Path) -> None:
+    application = memory(tmp_path)
+
+    def cancel() -> None:
+        raise KeyboardInterrupt
+
+    when(application, 1005, cancel)
+    with pytest.raises(KeyboardInterrupt):
+        application.rollout().run()
+    assert max(application.weights()) > 0
+    assert application.router.now == RouteState(STABLE)
+    assert application.rollout().run().verdict == "inconclusive"
+    assert any(entry.startswith("withdrawal") for entry in application.log)
+    assert application.router.refusal(CANARY.release) is None
