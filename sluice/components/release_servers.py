@@ -115,7 +115,15 @@ def stop_strangers(workspace: Workspace, report: Report = no_report) -> None:
     def strangers() -> list[str]:
         own = {part_name(release) for release in server_book(settings).read()}
         names = (spec.name for spec in supervisor.roster.read())
-        return [name for name in names if is_release_server(name) and name not in own]
+        found = [name for name in names if is_release_server(name) and name not in own]
+        if found:
+            # A damaged book is an empty one: a server that users or a rollback are led to is never a stranger.
+            routes = local_router(settings)
+            led_to = {
+                part_name(one.release) for one in (*routes.state().targets(), *routes.previous()) if one.dedicated
+            }
+            found = [name for name in found if name not in led_to]
+        return found
 
     if not strangers():
         return

@@ -232,11 +232,13 @@ def bring_back(workspace: Workspace) -> None:
 
 
 def _unload(workspace: Workspace, name: str, *, unneeded: bool = False) -> tuple[str, ...]:
-    """With `unneeded`, raises `ConflictError` when somebody came to need it meanwhile."""
+    """Raises `ConflictError` when a rollback led users to it meanwhile, or, with `unneeded`, when anybody needs it."""
     shelf = adapter_shelf(workspace.settings)
     with shelf.unused(name) as free:
         if not free:
             raise ConflictError(f"{name} is asked by an evaluation.", hint="It leaves when that has ended.")
+        if name in {one.served_name for one in router(workspace.settings).state().targets() if not one.dedicated}:
+            raise ConflictError(f"{name} got a route again just now: it stays loaded.")
         if unneeded and (needs := needed(workspace).get(name)):
             raise ConflictError(f"{name} is needed again: {needs}.")
         return unload_adapter(servers(workspace.settings), shelf, name)

@@ -145,7 +145,7 @@ def _lease(folder: Path) -> LeaseFacts:
     queue = sorted((folder / "queue").glob("*.json")) if (folder / "queue").is_dir() else []
     return LeaseFacts(
         str(content.get("holder", "")),
-        int(content.get("token", 0)),
+        token if isinstance(token := content.get("token"), int) else 0,
         _locked(folder / "controller.lock"),
         tuple(str(_object(path).get("holder", "")) for path in queue if _locked(path)),
     )

@@ -14,6 +14,8 @@ def metrics_server(port: int, text: Callable[[], str]) -> ThreadingHTTPServer:
     """A server that is bound and not yet started; `text` is asked at every call. Raises `UnavailableError`."""
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = 10.0  # s: who connects and asks nothing keeps no thread
+
         def do_GET(self) -> None:  # the name http.server calls
             if self.path == "/healthz":
                 self._answer(200, "ok\n")

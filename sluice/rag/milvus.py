@@ -72,7 +72,7 @@ def explained(uri: str, name: str = "") -> Iterator[None]:
     except MilvusException as error:
         if error.code in _NOT_FOUND:
             raise CollectionMissing(
-                f"Milvus at {uri} has no collection or alias {name!r}.", hint="`sluice reembed` builds the index."
+                f"Milvus at {uri} has no collection or alias {name!r}.", hint="`sluice run reembed` builds the index."
             ) from error
         if error.code in _NOT_LOADED:
             raise CollectionReleased(f"The collection {name!r} in Milvus at {uri} is not loaded.") from error

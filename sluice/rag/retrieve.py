@@ -120,7 +120,8 @@ class Retriever:
     def _fused(self, collection: str, near: list[dict[str, Any]], words: list[dict[str, Any]], k: int) -> Retrieval:
         if not near:
             raise UnavailableError(
-                f"The collection {collection} in Milvus at {self._uri} is empty.", hint="`sluice reembed` rebuilds it."
+                f"The collection {collection} in Milvus at {self._uri} is empty.",
+                hint="`sluice run reembed` rebuilds it.",
             )
         entities = {hit["id"]: hit["entity"] for hit in [*near, *words]}
         scores = fuse(

@@ -170,10 +170,10 @@ class AdapterShelf:
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
     try:
-        found: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return found
+    return {name: entry for name, entry in found.items() if isinstance(entry, dict)} if isinstance(found, dict) else {}
 
 
 def _require_digests(folder: Path, digests: Mapping[str, str], name: str) -> None:

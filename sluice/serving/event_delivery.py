@@ -13,6 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import logging
 import random
 import threading
 import time
@@ -200,6 +201,8 @@ class _Client:
         import httpx
 
         if self._http is None:
+            # A pipeline's step logs from INFO on, where httpx names each address: a chat's is its password.
+            logging.getLogger("httpx").setLevel(logging.WARNING)
             self._http = httpx.Client(timeout=TIMEOUT_S, follow_redirects=False)
         return self._http.post(url, content=body, headers=headers).status_code
 

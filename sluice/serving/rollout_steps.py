@@ -12,7 +12,7 @@ from sluice.serving.analysis import AnalysisResult
 from sluice.serving.control import Order
 from sluice.serving.errand import SLOW_S, Asking
 from sluice.serving.observations import SampleSource
-from sluice.serving.policy import Minimum, RolloutPolicy, StepPolicy
+from sluice.serving.policy import AnalysisPolicy, Minimum, RolloutPolicy, StepPolicy
 from sluice.serving.probes import ProbeReport
 from sluice.serving.rollout_interfaces import Clock, Recorder
 from sluice.serving.rollout_journal import Journal
@@ -153,7 +153,7 @@ class Steps:
             self._watch = Watch(
                 state.release,
                 state.stable.release,
-                analysis=shadow_policy(self._policy.analysis) if shadow else self._policy.analysis,
+                analysis=self._analysis_policy(shadow=shadow),
                 trip=self._policy.trip,
                 source=source,
                 since=min(state.begun, self._clock.now()),
@@ -162,6 +162,13 @@ class Steps:
             self._watch.count_from(state.since)
             self._watched_shadow = shadow
         return self._watch
+
+    def _analysis_policy(self, *, shadow: bool) -> AnalysisPolicy:
+        """The chance of a false rollback is that of the whole rollout: shadow and users' requests share it."""
+        policy = self._policy.analysis
+        if self._policy.shadow is not None:
+            policy = policy.model_copy(update={"false_rollback": policy.false_rollback / 2})
+        return shadow_policy(policy) if shadow else policy
 
     def _analyse(self, watch: Watch) -> None:
         """One analysis; the timeline gets it when a verdict changed, or when there was nothing to tell for long."""

@@ -107,7 +107,7 @@ class FileRolloutStore:
         return self._read(self._orders(release), lambda given: tuple(Order(**one) for one in given)) or ()
 
     def cool_down(self) -> CoolDown | None:
-        return self._read(self._cool_down, lambda content: CoolDown(**content))
+        return self._read(self._cool_down, _cool_down)
 
     def set_cool_down(self, cool_down: CoolDown) -> None:
         replace_file(self._cool_down, json.dumps(asdict(cool_down), indent=1))
@@ -139,5 +139,10 @@ class FileRolloutStore:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as error:
             raise IntegrityError(
                 f"The rollout's file {str(path)!r} is damaged: {error}.",
-                hint="Roll back (`sluice rollback`), then remove the file.",
+                # `abort` ends a rollout and nothing else; `rollback` would undo the last promotion where none runs.
+                hint="End what is under way (`sluice release abort --reason TEXT`), then remove the file.",
             ) from error
+
+
+def _cool_down(content: Any) -> CoolDown:
+    return CoolDown(**{**content, "until": float(content["until"])})

@@ -44,12 +44,20 @@ class ServerBook:
     file: Path
 
     def read(self) -> dict[str, str]:
-        """Model by release, in the order in which they came; empty without a file, or with a damaged one."""
+        """Model by release, in the order in which they came; empty without a file, or with a damaged one.
+
+        Raises `UnavailableError` when it cannot be read now: whoever took that for an empty one would write it so.
+        """
         try:
             found = json.loads(self.file.read_text())
             return {require_digest(release, "release"): require_digest(found[release], "model") for release in found}
-        except (OSError, ValueError, TypeError, KeyError, InputError):
+        except (FileNotFoundError, ValueError, TypeError, KeyError, InputError):
             return {}
+        except OSError as error:
+            raise UnavailableError(
+                f"The list of releases with a server of their own {str(self.file)!r} cannot be read: {error.strerror}.",
+                hint="Make it readable, and try again.",
+            ) from error
 
     def remember(self, release: str, model: str) -> None:
         """This release has a server from now on, also after a restart of everything."""

@@ -265,3 +265,12 @@ def test_a_server_that_was_being_stopped_when_somebody_was_killed_is_stopped(pla
     retiring.retire_due(place.workspace)
     assert set(place.parts.specs) == {part_name(place.base)}
     assert set(PortBook(place.settings.home, {}).read()) == {part_name(place.base)}
+
+
+def test_a_damaged_book_stops_no_server_that_users_or_a_rollback_are_led_to(place: Place) -> None:
+    for release in (place.base, A, B):
+        bring_up_server(place.workspace, release)
+    place.routes.now, place.routes.before = RouteState(place.target(A)), (place.target(place.base),)
+    (place.settings.home / "servers.json").write_text("{")
+    release_servers.stop_strangers(place.workspace)
+    assert set(place.parts.specs) == {part_name(place.base), part_name(A)}

@@ -127,6 +127,18 @@ def test_a_release_whose_last_answers_run_on_stays(site: Site, monkeypatch: pyte
     assert held(site) == {site.name(stranger)}
 
 
+def test_a_rollback_while_the_last_answers_are_waited_for_keeps_the_adapter(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, stable = load(site, 20), load(site, 30)
+    site.serve(stable)
+    back = RouteState(target(site.workspace.settings, before))
+    monkeypatch.setattr(site.routes, "wait_idle", lambda *_, **__: setattr(site.routes, "now", back))
+    with pytest.raises(ConflictError, match="got a route again"):
+        retire(site.workspace, before)
+    assert held(site) == {site.name(before), site.name(stable)}
+
+
 def test_room_is_made_of_what_is_needed_least(site: Site) -> None:
     oldest, before, stable, stranger = (load(site, number) for number in (20, 30, 40, 50))
     for release in (oldest, before, stable):

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from sluice.components.rollout_facts import gather, keep_policy, store_of
 from sluice.infra.access import login
-from sluice.infra.errors import ConflictError, InputError
+from sluice.infra.errors import ConflictError, InputError, IntegrityError
 from sluice.infra.settings import Settings, load_settings
 from sluice.pipelines.cli import app
 from sluice.pipelines.metrics_server import metrics_server
@@ -203,3 +203,17 @@ def test_the_lease_and_the_cool_down_beside_the_rollouts_are_none(settings: Sett
     assert 50 < facts.cooling_s() <= 60
     held.release()
     assert not gather(settings).lease.held
+
+
+def test_damaged_files_are_named_and_never_a_defect(settings: Settings) -> None:
+    folder = settings.home / "rollouts"
+    folder.mkdir(parents=True)
+    for content in ('{"token": "abc", "holder": [1]}', '{"token": null}', "[]", "{"):
+        (folder / "controller.json").write_text(content)
+        assert answer("status")["lease"]["token"] == 0
+    for content in ('{"release": "x", "reason": "r", "until": "soon"}', "[1]", "{"):
+        (folder / "cool-down.json").write_text(content)
+        error = sluice("status").exception
+        assert isinstance(error, IntegrityError)
+        # Nobody is told to undo a promotion because of a note.
+        assert "sluice rollback" not in (error.hint or "")

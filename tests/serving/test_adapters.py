@@ -146,3 +146,11 @@ def test_the_server_is_described_with_its_environment(tmp_path: Path) -> None:
     assert vllm_service(settings) == spec
     with pytest.raises(InputError, match="serve_python"):
         vllm_service(VllmSettings(tmp_path / "none", tmp_path / "base", name, AdapterShelf(tmp_path), 1))
+
+
+@pytest.mark.parametrize("content", ["[]", '{"a": 1}', "{", "3"])
+def test_a_damaged_note_of_the_shelf_is_an_empty_one(tmp_path: Path, content: str) -> None:
+    shelf = AdapterShelf(tmp_path)
+    for file in ("kept.json", "shelf.json"):
+        (tmp_path / file).write_text(content)
+    assert (shelf.kept(), shelf.names()) == ({}, ())

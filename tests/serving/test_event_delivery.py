@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -165,6 +166,18 @@ def test_a_damaged_note_or_a_full_disk_stops_nothing(receiver: Receiver, tmp_pat
     tell(events, holding())
     assert events.close()
     assert receiver.ids == all_ids(holding())
+
+
+def test_the_address_is_in_no_log_of_a_step(
+    receiver: Receiver, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # As a pipeline's step logs, into a file that `sluice logs` shows.
+    caplog.set_level(logging.INFO)
+    events = sink(receiver.url + "/T00/B00/password", tmp_path / "delivered.json")
+    tell(events, holding())
+    assert events.close()
+    assert receiver.calls
+    assert "password" not in caplog.text
 
 
 def test_a_secret_is_in_no_representation() -> None:

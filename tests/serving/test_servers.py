@@ -75,6 +75,11 @@ def test_the_book_remembers_across_processes_and_a_damaged_one_is_empty(tmp_path
         assert book.read() == {}
     book.remember(A, A)
     assert book.read() == {A: A}
+    book.file.unlink()
+    book.file.mkdir()
+    # Not readable now is not empty: the next one to write would forget everybody.
+    with pytest.raises(UnavailableError, match=r"servers\.json' cannot be read"):
+        book.remember(B, B)
 
 
 def test_what_does_not_fit_is_refused_in_words(tmp_path: Path) -> None:
