@@ -445,7 +445,7 @@ def plot(results: Mapping[str, Sequence[Simulated]], file: Path) -> None:
                 label="Sluice",
             )
             panel.set(xscale="log", yscale="log", xlim=(FLOOR * 0.8, 120))
-            if line is axes[0]:
+            if panel.get_subplotspec().is_first_row():
                 panel.set_title(scenario.name, fontsize=10)
         line[0].set_ylabel("bad answers until it is out (mean)")
         line[len(bad) // 2].set_xlabel(f"false alarms in % of releases {calm.name}")
