@@ -25,20 +25,13 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1500)]
 POLICY = {
     "steps": [
         {"weight": weight, "minimum": {"requests": 2}, "minimum_time_s": 0.5, "maximum_time_s": 90}
-        for weight in (25, 100)
+        for weight in (25, 60)
     ],
+    "shadow": {"requests": 1, "maximum_time_s": 90},
     "bake_s": 1,
     "check_interval_s": 0.3,
-    "analysis": {
-        "pass_confidence": 0.8,
-        "fail_confidence": 0.99,
-        "error_rate": {"fail_above": 0.05, "tolerance": 0.6},
-        "empty_answers": {"gating": False, "fail_above": 0.9, "tolerance": 0.95},
-        "truncated_answers": {"gating": False, "fail_above": 0.9, "tolerance": 0.95},
-        "thumbs_down": {"gating": False, "fail_above": 0.9, "tolerance": 0.95},
-        "time_to_first_token": {"gating": False, "fail_above": 50, "tolerance": 100},
-        "total_time": {"gating": False, "fail_above": 50, "tolerance": 100},
-    },
+    "trip": {"silent_s": 120},
+    "analysis": {"false_pass": 0.2, "metrics": {"error_rate": {"fail_above": 0.05, "margin": 0.6}}},
     "probes": {
         "prompts": ["What is a permit?"],
         "max_tokens": 4,
@@ -139,7 +132,7 @@ def test_rollback_needs_only_the_gateway(installation: Installation, second: dic
     for name in ("seaweedfs", "mlflow", "milvus"):
         os.kill(parts[name], signal.SIGKILL)
     told = installation.json("rollback", "--reason", "chaos")
-    assert any("ledger was not told" in note for note in told["notes"])
+    assert any(note.startswith("The ledger ") for note in told["notes"])
     answer = installation.ask("after rollback")
     assert answer.status_code == 200
     assert answer.headers["x-sluice-release"] == loop["retrain"]["adapter"]

@@ -18,7 +18,7 @@ def test_loop_ends_with_a_promoted_release_and_no_error_for_users(installation: 
     assert loop["release"]["outcome"] == "promoted"
     assert loop["release"]["errors"] == 0
     weights = [event["weight"] for event in loop["release"]["timeline"] if event["kind"] == "raise"]
-    assert weights == [5, 25, 50, 100]
+    assert weights == [20, 50]
     answer = installation.ask("after the loop")
     assert answer.status_code == 200
     assert answer.headers["x-sluice-release"] == loop["retrain"]["adapter"]
