@@ -20,6 +20,24 @@ class ObjectChanged(ConflictError):
     """The object is no longer the one that was read, or one of that name exists: read it and decide again."""
 
 
+def open_client() -> Any:
+    """A `kubernetes.client.ApiClient` with the pod's own account, or outside a cluster as kubectl's configuration says.
+    Raises `UnavailableError`."""
+    from kubernetes import client, config
+
+    try:
+        try:
+            config.load_incluster_config()
+        except config.ConfigException:
+            config.load_kube_config()
+    except config.ConfigException as error:
+        raise UnavailableError(
+            f"No Kubernetes cluster is known: {error}.",
+            hint="Run this in a pod with a service account, or where kubectl works.",
+        ) from error
+    return client.ApiClient()
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of the API. `group` is empty for the core group; `plural` is its name in addresses."""
@@ -49,19 +67,7 @@ class KubernetesObjects:
     @classmethod
     def open(cls, namespace: str) -> KubernetesObjects:
         """With the pod's own account, or outside a cluster as kubectl's configuration says."""
-        from kubernetes import client, config
-
-        try:
-            try:
-                config.load_incluster_config()
-            except config.ConfigException:
-                config.load_kube_config()
-        except config.ConfigException as error:
-            raise UnavailableError(
-                f"No Kubernetes cluster is known: {error}.",
-                hint="Run this in a pod with a service account, or where kubectl works.",
-            ) from error
-        return cls(client.ApiClient(), namespace)
+        return cls(open_client(), namespace)
 
     def get(self, kind: Kind, name: str) -> Object | None:
         """None when there is none."""

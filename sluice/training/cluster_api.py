@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sluice.infra.errors import AccessRefused, InputError, UnavailableError
+from sluice.infra.kubernetes_objects import open_client
 
 TRAIN_JOBS = ("trainer.kubeflow.org", "v1alpha1", "trainjobs")
 RUNTIMES = ("trainer.kubeflow.org", "v1alpha1", "trainingruntimes")
@@ -32,19 +33,7 @@ class ClusterApi:
     @classmethod
     def open(cls, namespace: str) -> ClusterApi:
         """With the pod's own account, or outside a cluster as kubectl's configuration says."""
-        from kubernetes import client, config
-
-        try:
-            try:
-                config.load_incluster_config()
-            except config.ConfigException:
-                config.load_kube_config()
-        except config.ConfigException as error:
-            raise UnavailableError(
-                f"No cluster is known to train on: {error}.",
-                hint="Run this in a pod with a service account, or where kubectl works.",
-            ) from error
-        return cls(client.ApiClient(), namespace)
+        return cls(open_client(), namespace)
 
     def create(self, kind: Kind, body: dict[str, Any]) -> bool:
         """False when an object of that name exists."""
