@@ -61,7 +61,7 @@ class LiveAnswers:
         self._reader: threading.Thread | None = None
         self._history: list[Sample] = []
         self._samples: list[Sample] = []
-        self._read: set[str] = set()
+        self._read: dict[str, str] = {}  # the session of every answer that was read, by its trace
         self._scored: set[str] = set()
         self._told: float | None = None
         self._cause = "nothing was read yet"
@@ -131,18 +131,20 @@ class LiveAnswers:
 
     def _new(self, record: TraceRecord) -> Iterator[Sample]:
         if record.finished and record.id not in self._read:
-            self._read.add(record.id)
+            self._read[record.id] = record.session
             if record.status == "ok":
                 for metric, value, detail in values_of(record, self._prices):
                     assert record.ended_ms is not None
                     yield Sample(
                         metric, record.release, value, record.ended_ms / 1000, record.id, record.session, detail
                     )
+        # A thumb comes with its trace's id alone when the trace was read before.
+        session = record.session or self._read.get(record.id, "")
         for score in record.scores:
             if score.id not in self._scored and (said := judged(score, self._judge)):
                 self._scored.add(score.id)
                 metric, value, detail = said
-                yield Sample(metric, record.release, value, score.created_ms / 1000, record.id, record.session, detail)
+                yield Sample(metric, record.release, value, score.created_ms / 1000, record.id, session, detail)
 
 
 def values_of(record: TraceRecord, prices: Prices) -> Iterator[tuple[str, float, str]]:

@@ -85,6 +85,7 @@ def test_what_answers_were_worth_is_told_once_by_release() -> None:
     before = windows.until
     later = windows.until_told(1)
     assert [(s.metric, s.release, s.value) for s in later] == [("thumbs_down", CANARY, 0.0)]
+    assert later[0].session == store.records[0].session != ""
     # It became known after the window that was looked at last, and so belongs to the next.
     assert later[0].known >= before
     time.sleep(0.05)
