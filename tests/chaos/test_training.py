@@ -34,7 +34,7 @@ from tests.support.warm_ranks import LARGEST_FILE_VARIABLE, WarmLauncher, warm_r
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
-SCHEDULES = int(os.environ.get("SLUICE_TRAINING_SCHEDULES", "20"))
+SCHEDULES = int(os.environ.get("SLUICE_TRAINING_SCHEDULES", "10"))
 STEPS = 16
 RECIPE = load_recipe("tiny").with_overrides(
     {
