@@ -23,15 +23,12 @@ import functools
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +38,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each process has one core
 
 import numpy as np
 
+from benchmarks.machine import machine
 from sluice.evaluation.catalogue import catalogue
 from sluice.evaluation.comparison import compare
 from sluice.evaluation.gate import CheckResult, Subjects, decide
@@ -262,24 +260,6 @@ def table(results: Iterable[Mapping[str, Any]]) -> str:
         holds = "" if row["fixed"]["holds"] and row["sequential"]["holds"] else "  ABOVE ALPHA"
         lines.append(f"{row['scenario']:62}{''.join(cells)}   {100 * row['items_saved']:4.0f}%{holds}")
     return "\n".join([*lines, "* may be 2.5% at most (of 30% missing: never)"])
-
-
-def machine() -> dict[str, Any]:
-    """Where and when this ran, and of what."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit, changed = (
-        subprocess.run([*git, *more], capture_output=True, text=True, check=False).stdout.strip()
-        for more in (("rev-parse", "HEAD"), ("status", "--short", "--untracked-files=no"))
-    )
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit + (" with changes" if changed else ""),
-        "processor": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-    } | {name: version(name) for name in ("numpy", "scipy")}
 
 
 def main() -> None:

@@ -20,16 +20,12 @@ import functools
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import sys
 import time
 from bisect import bisect_left
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +35,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # each process has one core
 
 import numpy as np
 
+from benchmarks.machine import machine
 from benchmarks.rollout_rules import QUANTILES, Baseline, Exposure, Outcome, Rollouts, Step, Tool, documented, rules
 from benchmarks.rollout_traffic import (
     CANARY,
@@ -477,24 +474,6 @@ def table(result: Mapping[str, Any]) -> str:
                         f"{100 * one['rolled_back']:5.1f}%  bad {one['bad_answers']}  {one['rule']}"
                     )
     return "\n".join(lines)
-
-
-def machine() -> dict[str, Any]:
-    """Where and when this ran, and of what."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit, changed = (
-        subprocess.run([*git, *more], capture_output=True, text=True, check=False).stdout.strip()
-        for more in (("rev-parse", "HEAD"), ("status", "--short", "--untracked-files=no"))
-    )
-    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit + (" with changes" if changed else ""),
-        "processor": cpu[0].partition(":")[2].strip() if cpu else platform.machine(),
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(),
-    } | {name: version(name) for name in ("numpy", "scipy")}
 
 
 def main() -> None:

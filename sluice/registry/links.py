@@ -25,11 +25,6 @@ def run_page(uri: str, experiment_id: str, run_id: str) -> str:
     return f"{experiment_page(uri, experiment_id)}/runs/{quote(run_id, safe='')}"
 
 
-def run_artifact_page(uri: str, experiment_id: str, run_id: str, path: str) -> str:
-    """The page that shows one file of a run inline (HTML, pictures, tables)."""
-    return f"{run_page(uri, experiment_id, run_id)}/artifacts/{quote(path)}"
-
-
 def run_file(uri: str, run_id: str, path: str) -> str:
     """Address of the bytes of one file of a run; a picture in a description points here."""
     return f"{uri}/get-artifact?{urlencode({'path': path, 'run_uuid': run_id})}"

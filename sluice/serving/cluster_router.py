@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -28,7 +29,7 @@ _POLL_S = 0.05
 _SETTLED_S = 1.0
 
 
-class ClusterRouter:
+class ClusterRouter(ABC):
     """`routes.Router` over one object of the cluster. Safe between threads, processes and machines.
 
     A driver says how the object looks for a decision (`spec`), which objects a release needs besides (`prepare`,
@@ -44,29 +45,30 @@ class ClusterRouter:
 
     # What a driver adds.
 
+    @abstractmethod
     def spec(self, decision: RouteDecision, probe_key: str) -> Object:
         """The object's `spec` for a decision."""
-        raise NotImplementedError
 
-    def check(self, state: RouteState) -> None:
+    def check(self, state: RouteState) -> None:  # noqa: B027 - most drivers need none
         """Raises `InputError` for what this gateway cannot do."""
 
-    def prepare(self, targets: Iterable[Target]) -> None:
+    def prepare(self, targets: Iterable[Target]) -> None:  # noqa: B027 - most drivers need none
         """Make the objects that these releases need, before the routes lead to them."""
 
-    def tidy(self, decision: RouteDecision) -> None:
+    def tidy(self, decision: RouteDecision) -> None:  # noqa: B027 - most drivers need none
         """Remove what no release of the decision needs any more."""
 
+    @abstractmethod
     def differences(self, decision: RouteDecision, live: Object, probe_key: str) -> tuple[str, ...]:
         """How the live object and what belongs to it differ from the decision, a sentence each."""
-        raise NotImplementedError
 
+    @abstractmethod
     def confirmed(self, live: Object, decision: RouteDecision, probe_key: str) -> str:
         """Empty when the data plane follows, else what is missing. Raises `Refused` when it never will."""
-        raise NotImplementedError
 
+    @abstractmethod
     def active_requests(self, release: str) -> int:
-        raise NotImplementedError
+        """See `routes.Router`."""
 
     # The protocol.
 
